@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+/* A machine's definition: vmm.machine(5). JSON with comments, found as NAME.json in /etc/vmm, /run/vmm/machines,
+ * /usr/lib/vmm/machines (the first that exists wins), with NAME.json.d/ drop-ins of all three merged over it in the order of their
+ * file names. A definition is taken whole or refused whole. */
+
+#include <json-c/json.h>
+
+#include "device-type.h"
+#include "util.h"
+
+#define MACHINE_NAME_MAX 48
+#define DEVICE_NAME_MAX 32
+#define MACHINE_DEVICES_MAX 64
+#define MACHINE_VCPUS_MAX 1024
+
+typedef enum OnReboot { ON_REBOOT_RESET, ON_REBOOT_STOP } OnReboot;
+typedef enum OnPanic { ON_PANIC_STOP, ON_PANIC_RESET, ON_PANIC_PAUSE } OnPanic;
+typedef enum OnDeviceFailure { ON_DEVICE_FAILURE_CONTINUE, ON_DEVICE_FAILURE_STOP } OnDeviceFailure;
+
+typedef struct DeviceDefinition {
+        char *name;             /* its key under "devices" */
+        const DeviceType *type;
+        json_object *options;   /* checked and normalized: sizes and times are integers; holds a reference */
+} DeviceDefinition;
+
+typedef struct MachineDefinition {
+        char *name;
+        uint64_t memory;         /* bytes; default 256 MiB */
+        uint64_t huge_page_size; /* bytes; 0 is normal pages */
+        bool prefault;
+        unsigned vcpus;          /* default 1 */
+        char *kernel;            /* absolute path; required */
+        char *initrd;            /* absolute path or NULL */
+        char *command_line;      /* never NULL; the devices' own arguments come after it */
+        OnReboot on_reboot;      /* default reset */
+        OnPanic on_panic;        /* default stop */
+        OnDeviceFailure on_device_failure; /* default continue */
+        uint64_t stop_timeout_usec; /* from the power button to the end; default 90 s */
+        char *access_group;      /* group that may change the running machine, or NULL */
+        char **smbios_strings;   /* SMBIOS type 11, NULL-terminated; NULL where none. "credentials" become such strings too */
+        DeviceDefinition *devices; /* in the order of the definition, which is also the PCI order */
+        size_t n_devices;
+        json_object *json;       /* the merged definition this was made from; holds a reference */
+} MachineDefinition;
+
+/* One thing that is wrong, in a form fit for a person: "FILE:LINE: /devices/root/path: found 5, expected a string …". */
+typedef struct DefinitionError {
+        char *file;
+        unsigned line;  /* 1-based; 0 where the error has no line (a missing file) */
+        char *pointer;  /* RFC 6901 JSON pointer; "" is the whole document */
+        char *found;    /* what stood there */
+        char *expected; /* what was expected */
+} DefinitionError;
+void definition_error_done(DefinitionError *error);
+/* The one-line form; the caller frees it. NULL when out of memory. */
+char *definition_error_to_string(const DefinitionError *error);
+
+/* Whether the name can name a machine / a device: [A-Za-z0-9] first, then also . _ - ; bounded as above. */
+bool machine_name_is_valid(const char *name);
+bool device_name_is_valid(const char *name);
+
+/* Finds, merges, and checks the definition of `name`. `root` is a prefix for all paths that are searched (NULL or "" is none; for
+ * tests and `vmmctl --root`). Returns 0, -ENOENT where no such definition exists, -EBADMSG with *ret_error filled where it is
+ * wrong, or another negative errno. */
+int definition_load(const char *root, const char *name, MachineDefinition **ret, DefinitionError *ret_error);
+
+/* The same for one file, taken as it is, without drop-ins: `vmmctl verify FILE`. The machine's name is `name`, or the file name
+ * without .json where that is NULL. */
+int definition_load_file(const char *path, const char *name, MachineDefinition **ret, DefinitionError *ret_error);
+
+/* The same for a text in memory (`file` is how errors call it): what the generator hands to vmmd on standard input. */
+int definition_parse(const char *text, size_t size, const char *file, const char *name, MachineDefinition **ret,
+        DefinitionError *ret_error);
+
+/* Names of all definitions, sorted, NULL-terminated; the caller frees each and the array. */
+int definition_list(const char *root, char ***ret);
+
+/* Every file that definition_load() reads for `name` (main file first, then drop-ins), NULL-terminated. For "is it newer than its units". */
+int definition_files(const char *root, const char *name, char ***ret);
+
+MachineDefinition *machine_definition_free(MachineDefinition *definition);
+DEFINE_CLEANUP(MachineDefinition, machine_definition_free)
+
+/* Options of a device, already checked; the default where absent. */
+bool device_definition_boolean(const DeviceDefinition *device, const char *option, bool otherwise);
+uint64_t device_definition_unsigned(const DeviceDefinition *device, const char *option, uint64_t otherwise);
+const char *device_definition_string(const DeviceDefinition *device, const char *option, const char *otherwise);
+
+/* How many virtqueues vmmd gives the device (it must be known before the helper runs: the MSI-X table depends on it). */
+unsigned device_definition_queues(const DeviceDefinition *device);
+
+/* The helper's arguments: "TYPE", "--path=…", …, NULL-terminated; the caller frees each and the array. Booleans are yes/no. */
+int device_definition_arguments(const DeviceDefinition *device, char ***ret);

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "guest-memory.h"
+
+static bool overlaps(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
+        return a < b + b_size && b < a + a_size;
+}
+
+int guest_memory_add(GuestMemory *memory, int fd_owned, uint64_t fd_offset, uint64_t guest_address, uint64_t size,
+        uint64_t user_address) {
+        _cleanup_close_ int fd = fd_owned;
+        uint64_t page = (uint64_t) sysconf(_SC_PAGESIZE), start, total;
+        struct stat st;
+        size_t at;
+        void *p;
+
+        if (size == 0 || guest_address + size < guest_address || fd_offset + size < fd_offset ||
+                fd_offset + size > INT64_MAX || user_address + size < user_address)
+                return -EINVAL;
+        if (memory->n_regions >= GUEST_MEMORY_REGIONS_MAX)
+                return -E2BIG;
+        for (size_t i = 0; i < memory->n_regions; i++)
+                if (overlaps(guest_address, size, memory->regions[i].guest_address, memory->regions[i].size))
+                        return -EINVAL;
+
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        /* A mapping beyond the end of its file would answer a guest's access with SIGBUS. */
+        if (S_ISREG(st.st_mode) && fd_offset + size > (uint64_t) st.st_size)
+                return -ERANGE;
+
+        /* hugetlbfs maps whole huge pages only. */
+        if ((uint64_t) st.st_blksize > page && st.st_blksize % (long) page == 0)
+                page = (uint64_t) st.st_blksize;
+        start = ALIGN_DOWN(fd_offset, page);
+        total = size + (fd_offset - start);
+        p = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t) start);
+        if (p == MAP_FAILED)
+                return -errno;
+
+        for (at = memory->n_regions; at > 0 && memory->regions[at - 1].guest_address > guest_address; at--)
+                memory->regions[at] = memory->regions[at - 1];
+        memory->regions[at] = (GuestRegion) {
+                .guest_address = guest_address,
+                .size = size,
+                .user_address = user_address,
+                .fd_offset = fd_offset,
+                .fd = TAKE_FD(fd),
+                .host = (uint8_t *) p + (fd_offset - start),
+                .mapping = p,
+                .mapping_size = total,
+        };
+        if (user_address == 0)
+                memory->regions[at].user_address = (uint64_t) (uintptr_t) memory->regions[at].host;
+        memory->n_regions++;
+        return 0;
+}
+
+void guest_memory_done(GuestMemory *memory) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                (void) munmap(memory->regions[i].mapping, memory->regions[i].mapping_size);
+                memory->regions[i].fd = safe_close(memory->regions[i].fd);
+        }
+        memory->n_regions = 0;
+}
+
+void *guest_memory_at(const GuestMemory *memory, uint64_t address, uint64_t length) {
+        void *p;
+
+        return length > 0 && guest_memory_span(memory, address, length, &p) == length ? p : NULL;
+}
+
+void *guest_memory_at_user(const GuestMemory *memory, uint64_t user_address, uint64_t length) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *r = &memory->regions[i];
+
+                if (length > 0 && user_address >= r->user_address &&
+                        range_within(user_address - r->user_address, length, r->size))
+                        return r->host + (user_address - r->user_address);
+        }
+        return NULL;
+}
+
+uint64_t guest_memory_span(const GuestMemory *memory, uint64_t address, uint64_t length, void **ret) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *r = &memory->regions[i];
+
+                if (address < r->guest_address || address - r->guest_address >= r->size)
+                        continue;
+                *ret = r->host + (address - r->guest_address);
+                return MIN(length, r->size - (address - r->guest_address));
+        }
+        return 0;
+}
+
+uint64_t guest_memory_size(const GuestMemory *memory) {
+        uint64_t sum = 0;
+
+        for (size_t i = 0; i < memory->n_regions; i++)
+                sum += memory->regions[i].size;
+        return sum;
+}
+
+int guest_memory_create_fd(uint64_t size, uint64_t huge_page_size) {
+        unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+        _cleanup_close_ int fd = -EBADF;
+
+        if (huge_page_size == MIB(2))
+                flags |= MFD_HUGETLB | MFD_HUGE_2MB;
+        else if (huge_page_size == GIB(1))
+                flags |= MFD_HUGETLB | MFD_HUGE_1GB;
+        else if (huge_page_size != 0)
+                return -EINVAL;
+
+        fd = memfd_create("vmm-guest-ram", flags);
+        if (fd < 0)
+                return -errno;
+        if (ftruncate(fd, (off_t) size) < 0)
+                return -errno;
+        if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
+                return -errno;
+        return TAKE_FD(fd);
+}

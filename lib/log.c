@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <stdio.h>
+#include <sys/uio.h>
+#include <systemd/sd-journal.h>
+
+#include "log.h"
+
+#define FIELDS_MAX 4
+
+static int max_level = LOG_INFO;
+static bool to_journal = false;
+static const char *program_name = "vmm";
+static char *fields[FIELDS_MAX];
+static size_t n_fields = 0;
+
+void log_open(const char *program) {
+        const char *level = getenv("VMM_LOG_LEVEL");
+
+        program_name = program;
+        to_journal = getenv("JOURNAL_STREAM") != NULL;
+        if (level && log_level_from_string(level) >= 0)
+                max_level = log_level_from_string(level);
+        if (to_journal) {
+                /* libsystemd opens its socket with the first message; do it before a sandbox forbids socket().
+                 * Where the journal's socket is not in our mount namespace, standard error still leads there. */
+                int r = sd_journal_send("MESSAGE=Logging of %s starts.", program, "PRIORITY=%i", LOG_DEBUG, NULL);
+                to_journal = r >= 0;
+        }
+}
+
+void log_set_max_level(int level) {
+        max_level = level;
+}
+
+int log_get_max_level(void) {
+        return max_level;
+}
+
+int log_level_from_string(const char *s) {
+        static const char *const names[] = { "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug" };
+
+        if (s[0] >= '0' && s[0] <= '7' && s[1] == 0)
+                return s[0] - '0';
+        for (size_t i = 0; i < ELEMENTSOF(names); i++)
+                if (streq(s, names[i]))
+                        return (int) i;
+        return -EINVAL;
+}
+
+void log_add_field(const char *assignment) {
+        if (n_fields < FIELDS_MAX) {
+                char *copy = strdup(assignment);
+                if (copy)
+                        fields[n_fields++] = copy;
+        }
+}
+
+static int field(struct iovec *iov, char **slot, const char *format, ...) _printf_(3, 4);
+static int field(struct iovec *iov, char **slot, const char *format, ...) {
+        va_list ap;
+        int r;
+
+        va_start(ap, format);
+        r = vasprintf(slot, format, ap);
+        va_end(ap);
+        if (r < 0) {
+                *slot = NULL;
+                return -ENOMEM;
+        }
+        *iov = (struct iovec) { .iov_base = *slot, .iov_len = (size_t) r };
+        return 0;
+}
+
+static bool send_to_journal(int level, int error, const char *message_id, const char *file, int line,
+        const char *function, const char *text) {
+        struct iovec iov[8 + FIELDS_MAX];
+        char *slots[8] = {};
+        size_t n = 0, s = 0;
+        bool sent;
+
+        if (field(&iov[n], &slots[s++], "MESSAGE=%s", text) >= 0)
+                n++;
+        if (field(&iov[n], &slots[s++], "PRIORITY=%i", level) >= 0)
+                n++;
+        if (field(&iov[n], &slots[s++], "SYSLOG_IDENTIFIER=%s", program_name) >= 0)
+                n++;
+        if (field(&iov[n], &slots[s++], "CODE_FILE=%s", file) >= 0)
+                n++;
+        if (field(&iov[n], &slots[s++], "CODE_LINE=%i", line) >= 0)
+                n++;
+        if (field(&iov[n], &slots[s++], "CODE_FUNC=%s", function) >= 0)
+                n++;
+        if (error != 0 && field(&iov[n], &slots[s++], "ERRNO=%i", error) >= 0)
+                n++;
+        if (message_id && field(&iov[n], &slots[s++], "MESSAGE_ID=%s", message_id) >= 0)
+                n++;
+        for (size_t i = 0; i < n_fields; i++)
+                iov[n++] = (struct iovec) { .iov_base = fields[i], .iov_len = strlen(fields[i]) };
+
+        sent = sd_journal_sendv(iov, (int) n) >= 0;
+        for (size_t i = 0; i < ELEMENTSOF(slots); i++)
+                free(slots[i]);
+        return sent;
+}
+
+int log_full(int level, int error, const char *message_id, const char *file, int line, const char *function,
+        const char *format, ...) {
+        _cleanup_free_ char *text = NULL;
+        int saved = errno, code = abs(error);
+        va_list ap;
+        int r;
+
+        if (level > max_level)
+                goto finish;
+
+        errno = code; /* for %m */
+        va_start(ap, format);
+        r = vasprintf(&text, format, ap);
+        va_end(ap);
+        if (r < 0) {
+                text = NULL;
+                goto finish;
+        }
+
+        if (!to_journal || !send_to_journal(level, code, message_id, file, line, function, text)) {
+                /* Under systemd the prefix keeps the level; on a terminal it would only disturb. */
+                if (getenv("JOURNAL_STREAM"))
+                        (void) dprintf(STDERR_FILENO, "<%i>%s\n", level, text);
+                else
+                        (void) dprintf(STDERR_FILENO, "%s: %s\n", program_name, text);
+        }
+
+finish:
+        errno = saved;
+        return -code;
+}
+
+bool log_ratelimit(LogRateLimit *limit, unsigned *ret_suppressed) {
+        uint64_t now = now_usec();
+
+        if (limit->begin_usec == 0 || now - limit->begin_usec >= limit->interval_usec) {
+                limit->begin_usec = now;
+                limit->count = 0;
+        }
+        if (limit->count >= limit->burst) {
+                limit->suppressed++;
+                return false;
+        }
+        limit->count++;
+        if (ret_suppressed)
+                *ret_suppressed = limit->suppressed;
+        limit->suppressed = 0;
+        return true;
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+/* The seam between the frame of a helper and a virtio device.
+ *
+ * A device is one const DeviceClass in one file. The frame owns the session with the front-end, the rings, the event loop and the
+ * sandbox; the device sees descriptor chains as cursors (virtqueue.h), never addresses, and one Device handle. All of its functions run in the frame's
+ * one event-loop thread.
+ *
+ * States: *suspended* is the first one and where stop() leads. start() is called when the front-end has enabled the rings; after
+ * stop() returns, nothing of the device touches guest memory any more and no request is half done. */
+
+#include <systemd/sd-event.h>
+
+#include "util.h"
+#include "virtqueue.h"
+
+typedef struct Device Device;
+typedef struct DeviceClass DeviceClass;
+typedef struct json_object json_object;
+
+struct DeviceClass {
+        const char *name;      /* the type's name, as in device-type.h */
+        uint16_t virtio_id;    /* virtio 1.2 §5 */
+        uint64_t features;     /* the most this device can offer; open() may take some away (device_set_features()) */
+        unsigned queues_max;
+        size_t config_size;    /* bytes of device-specific configuration space, at most 256 */
+        const char *policy;    /* name of its seccomp policy under policy/ */
+
+        /* Opens host resources named by the options (`--name=value`, already split; see device_option()). Before the seccomp policy is loaded. Says
+         * what is wrong by log_error_errno(). */
+        int (*open)(Device *d);
+        /* The rings are ready: features are negotiated, memory is mapped. */
+        int (*start)(Device *d);
+        /* Finish or cancel every request and return only then. */
+        void (*stop)(Device *d);
+        /* The guest kicked queue `index` (or it has just been enabled). Drain it. -EBADMSG breaks the device
+         * (the frame reports NEEDS_RESET); other negative errnos end the helper. */
+        int (*process)(Device *d, unsigned index);
+        /* Device configuration space, at most config_size bytes; offset and length are already checked. config_write
+         * may be NULL (read-only configuration). */
+        void (*config_read)(Device *d, uint32_t offset, void *data, uint32_t length);
+        int (*config_write)(Device *d, uint32_t offset, const void *data, uint32_t length);
+        /* Releases what open() took. Works after a failed open(), too. */
+        void (*close)(Device *d);
+
+        /* Control plane: adds what io.vmmd.Device.Describe shows; and the Varlink methods beyond the frame's own, NULL where none. */
+        void (*describe)(Device *d, json_object *into);
+        const struct DeviceControl *control;
+};
+
+/* For the device. */
+void *device_data(Device *d);                    /* what device_set_data() stored */
+void device_set_data(Device *d, void *data);
+sd_event *device_event(Device *d);               /* for the device's own sources (timers, pty, io_uring's eventfd) */
+const char *device_option(Device *d, const char *name); /* "path" of --path=VALUE, or NULL */
+bool device_option_boolean(Device *d, const char *name, bool otherwise);
+uint64_t device_option_unsigned(Device *d, const char *name, uint64_t otherwise);
+void device_set_features(Device *d, uint64_t features);
+uint64_t device_features(Device *d);             /* negotiated, once started */
+unsigned device_n_queues(Device *d);             /* queues the front-end has enabled, once started */
+void device_set_n_queues(Device *d, unsigned n); /* in open(): how many this instance offers */
+Virtqueue *device_queue(Device *d, unsigned index); /* NULL where not enabled */
+/* Tells the front-end that the configuration space changed (vhost-user BACKEND_CONFIG_CHANGE_MSG). */
+void device_config_changed(Device *d);
+/* The guest broke the rules: no further request is taken until the driver resets the device. */
+void device_broken(Device *d, const char *format, ...) _printf_(2, 3);
+
+extern const DeviceClass block_device;
+extern const DeviceClass console_device;
+extern const DeviceClass rng_device;
