@@ -131,10 +131,10 @@ void vhost_user_receiver_done(VhostUserReceiver *receiver) {
         receiver->received = 0;
 }
 
-static int check_header(const VhostUserHeader *header) {
-        if ((header->flags & VHOST_USER_FLAG_VERSION_MASK) != VHOST_USER_VERSION)
+static int check_header(VhostUserHeader header) {
+        if ((header.flags & VHOST_USER_FLAG_VERSION_MASK) != VHOST_USER_VERSION)
                 return -EPROTO;
-        return header->size > VHOST_USER_PAYLOAD_MAX ? -EMSGSIZE : 0;
+        return header.size > VHOST_USER_PAYLOAD_MAX ? -EMSGSIZE : 0;
 }
 
 /* One recvmsg() for the rest of the header or of the payload: never more, so that the descriptors of the next message
@@ -157,7 +157,7 @@ static ssize_t receive_piece(VhostUserReceiver *receiver, int fd) {
 int vhost_user_receiver_step(VhostUserReceiver *receiver, int fd) {
         for (;;) {
                 if (receiver->received >= sizeof(VhostUserHeader)) {
-                        int r = check_header(&receiver->msg.header);
+                        int r = check_header(receiver->msg.header);
                         if (r < 0)
                                 return r;
                         if (receiver->received == sizeof(VhostUserHeader) + receiver->msg.header.size)
