@@ -47,6 +47,10 @@ struct DeviceClass {
         /* Control plane: adds what io.vmmd.Device.Describe shows; and the Varlink methods beyond the frame's own, NULL where none. */
         void (*describe)(Device *d, json_object *into);
         const struct DeviceControl *control;
+
+        /* A device of registers instead of queues (virtio_id 0): served on the `.bus` socket by bus-server.h, which
+         * uses this, open, close, describe and control, and none of the other functions. NULL for a virtio device. */
+        const struct BusDevice *bus;
 };
 
 /* For the device. */
@@ -69,3 +73,4 @@ void device_broken(Device *d, const char *format, ...) _printf_(2, 3);
 extern const DeviceClass block_device;
 extern const DeviceClass console_device;
 extern const DeviceClass rng_device;
+extern const DeviceClass serial_device;
