@@ -48,3 +48,5 @@ void state_get_blob(StateReader *r, void *data, size_t size);
 const void *state_get_blob_view(StateReader *r, size_t max, size_t *ret_size);
 /* Leaves the section: 0, or -EBADMSG where a read went beyond it or something of it was left unread; the message names it. */
 int state_leave(StateReader *r, char **ret_message);
+/* At the end: 0, or -EBADMSG where a section was never entered; the message names it. */
+int state_reader_finish(StateReader *r, char **ret_message);
