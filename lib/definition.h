@@ -14,6 +14,16 @@
 #define DEVICE_NAME_MAX 32
 #define MACHINE_DEVICES_MAX 64
 #define MACHINE_VCPUS_MAX 1024
+/* Slots 1 to 30 of PCI bus 0; 0 is the host bridge, 31 is vmmd's own. */
+#define MACHINE_PCI_DEVICES_MAX 30
+#define MACHINE_MEMORY_MIN MIB(16)
+#define MACHINE_MEMORY_MAX (GIB(1024) * 16)
+#define MACHINE_STOP_TIMEOUT_MAX (24 * 3600 * USEC_PER_SEC)
+/* The kernel's COMMAND_LINE_SIZE of x86 and arm64, without the NUL. */
+#define MACHINE_COMMAND_LINE_MAX 2047
+/* All SMBIOS type 11 strings together, with their NULs; and how many (SMBIOS 3.x §7.12: the count is a byte). */
+#define MACHINE_SMBIOS_BYTES_MAX ((size_t) KIB(48))
+#define MACHINE_SMBIOS_STRINGS_MAX 255
 
 typedef enum OnReboot { ON_REBOOT_RESET, ON_REBOOT_STOP } OnReboot;
 typedef enum OnPanic { ON_PANIC_STOP, ON_PANIC_RESET, ON_PANIC_PAUSE } OnPanic;
@@ -33,7 +43,7 @@ typedef struct MachineDefinition {
         unsigned vcpus;          /* default 1 */
         char *kernel;            /* absolute path; required */
         char *initrd;            /* absolute path or NULL */
-        char *command_line;      /* never NULL; the devices' own arguments come after it */
+        char *command_line;      /* never NULL; as in the definition, see machine_definition_command_line() */
         OnReboot on_reboot;      /* default reset */
         OnPanic on_panic;        /* default stop */
         OnDeviceFailure on_device_failure; /* default continue */
@@ -77,11 +87,23 @@ int definition_parse(const char *text, size_t size, const char *file, const char
 /* Names of all definitions, sorted, NULL-terminated; the caller frees each and the array. */
 int definition_list(const char *root, char ***ret);
 
+/* Files in the same places that end in .json, but whose name cannot name a machine: somebody should be told. Format as above, whole paths. */
+int definition_list_misnamed(const char *root, char ***ret);
+
+/* Frees a NULL-terminated array and its strings. Takes NULL, returns NULL. */
+char **string_array_free(char **array);
+DEFINE_CLEANUP(char *, string_array_free)
+
 /* Every file that definition_load() reads for `name` (main file first, then drop-ins), NULL-terminated. For "is it newer than its units". */
 int definition_files(const char *root, const char *name, char ***ret);
 
 MachineDefinition *machine_definition_free(MachineDefinition *definition);
 DEFINE_CLEANUP(MachineDefinition, machine_definition_free)
+
+/* The whole kernel command line: the definition's own, then console=ttyS… of each serial port, console=hvc… of each console (the
+ * last one becomes /dev/console) and root=/dev/vd… ro|rw of the disk marked `root`. Where the definition's own has a console= or a root=,
+ * that one is the user's choice, and none of ours is added. At most MACHINE_COMMAND_LINE_MAX bytes, which was checked. The caller frees it. */
+int machine_definition_command_line(const MachineDefinition *definition, char **ret);
 
 /* Options of a device, already checked; the default where absent. */
 bool device_definition_boolean(const DeviceDefinition *device, const char *option, bool otherwise);

@@ -15,7 +15,7 @@ typedef enum DeviceTransport {
 
 typedef enum DeviceOptionKind {
         DEVICE_OPTION_BOOLEAN,
-        DEVICE_OPTION_UNSIGNED, /* integer within [minimum, maximum] */
+        DEVICE_OPTION_UNSIGNED, /* integer within [minimum, maximum]; where `values` is set, one of these */
         DEVICE_OPTION_SIZE,     /* bytes: integer, or string with K, M, G, T suffix (base 1024) */
         DEVICE_OPTION_STRING,   /* at most `maximum` bytes */
         DEVICE_OPTION_ENUM,     /* one of `values` */
@@ -33,7 +33,7 @@ typedef struct DeviceOption {
         DeviceOptionKind kind;
         bool required;
         uint64_t minimum, maximum;
-        const char *const *values; /* NULL-terminated, for DEVICE_OPTION_ENUM */
+        const char *const *values; /* NULL-terminated, for DEVICE_OPTION_ENUM and DEVICE_OPTION_UNSIGNED */
         DevicePathAccess access;   /* for DEVICE_OPTION_PATH */
         const char *description;   /* one line, for --help and the schema */
         bool for_vmmd;             /* read by vmmd (e.g. `root`), not passed to the helper */
@@ -47,7 +47,7 @@ typedef struct DeviceType {
         unsigned queues_default;   /* virtqueues without any option; */
         unsigned queues_max;       /* and the most any option can lead to */
         const DeviceOption *options; /* ends with an entry whose name is NULL */
-        const char *description;
+        const char *description;   /* a noun, as in "Disk 'root' of machine demo" */
 } DeviceType;
 
 /* Every type, ordered by name; the array ends with an entry whose name is NULL. */
