@@ -18,6 +18,15 @@
 typedef struct Device Device;
 typedef struct DeviceClass DeviceClass;
 typedef struct json_object json_object;
+typedef struct VarlinkCall VarlinkCall;
+
+/* A method of io.vmmd.Device that only some types of device have. The table ends with an entry whose method is NULL. */
+typedef struct DeviceControl {
+        const char *method; /* without the interface: "OpenConsole" */
+        /* Like a VarlinkCallback (varlink/server.h). */
+        int (*call)(Device *d, VarlinkCall *call, json_object *parameters);
+        bool privileged;    /* only for root, our own user and the access group */
+} DeviceControl;
 
 struct DeviceClass {
         const char *name;      /* the type's name, as in device-type.h */
@@ -35,7 +44,8 @@ struct DeviceClass {
         /* Finish or cancel every request and return only then. */
         void (*stop)(Device *d);
         /* The guest kicked queue `index` (or it has just been enabled). Drain it. -EBADMSG breaks the device
-         * (the frame reports NEEDS_RESET); other negative errnos end the helper. */
+         * (the frame reports NEEDS_RESET, with virtqueue_error() as reason unless device_broken() gave one); other negative
+         * errnos end the helper. A positive value: it stopped early to let others have their turn, and is called again soon. */
         int (*process)(Device *d, unsigned index);
         /* Device configuration space, at most config_size bytes; offset and length are already checked. config_write
          * may be NULL (read-only configuration). */
@@ -46,7 +56,7 @@ struct DeviceClass {
 
         /* Control plane: adds what io.vmmd.Device.Describe shows; and the Varlink methods beyond the frame's own, NULL where none. */
         void (*describe)(Device *d, json_object *into);
-        const struct DeviceControl *control;
+        const DeviceControl *control;
 
         /* A device of registers instead of queues (virtio_id 0): served on the `.bus` socket by bus-server.h, which
          * uses this, open, close, describe and control, and none of the other functions. NULL for a virtio device. */
@@ -60,6 +70,11 @@ sd_event *device_event(Device *d);               /* for the device's own sources
 const char *device_option(Device *d, const char *name); /* "path" of --path=VALUE, or NULL */
 bool device_option_boolean(Device *d, const char *name, bool otherwise);
 uint64_t device_option_unsigned(Device *d, const char *name, uint64_t otherwise);
+/* Opens the file that an option names: the descriptor of that name which the service manager holds for us, where there is one (its access mode
+ * is what the unit says, `flags` do not change it), else the option's value. Returns the fd, -ENOENT where neither
+ * is there, or a negative errno. For open() only, since it precedes the sandbox. */
+int device_open_path(Device *d, const char *name, int flags);
+/* The frame adds VIRTIO_F_VERSION_1, the ring features and VHOST_USER_F_PROTOCOL_FEATURES by itself. */
 void device_set_features(Device *d, uint64_t features);
 uint64_t device_features(Device *d);             /* negotiated, once started */
 unsigned device_n_queues(Device *d);             /* queues the front-end has enabled, once started */
