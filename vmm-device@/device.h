@@ -59,7 +59,8 @@ struct DeviceClass {
         const DeviceControl *control;
 
         /* A device of registers instead of queues (virtio_id 0): served on the `.bus` socket by bus-server.h, which
-         * uses this, open, close, describe and control, and none of the other functions. NULL for a virtio device. */
+         * uses this, open, close, describe and control, and none of the other functions. NULL for a virtio device.
+         * The frame passes the Device as bus_server_new()'s userdata. */
         const struct BusDevice *bus;
 };
 
@@ -84,6 +85,8 @@ Virtqueue *device_queue(Device *d, unsigned index); /* NULL where not enabled */
 void device_config_changed(Device *d);
 /* The guest broke the rules: no further request is taken until the driver resets the device. */
 void device_broken(Device *d, const char *format, ...) _printf_(2, 3);
+/* The bus server of a register device, for bus_server_interrupt(). Valid from the first access on. */
+struct BusServer *device_bus(Device *d);
 
 extern const DeviceClass block_device;
 extern const DeviceClass console_device;
