@@ -31,6 +31,8 @@
 #define X86_LOW_MEMORY_END 0x9FC00ULL        /* E820: usable below, reserved from here to 1 MiB */
 #define X86_ACPI_ADDRESS 0xE0000ULL          /* RSDP first, tables behind it; the BIOS area that ACPI searches */
 #define X86_ACPI_SIZE 0x10000ULL
+#define X86_ACPI_PARAMETERS_ADDRESS 0xEFF00ULL /* the words that dsdt.asl reads, at the end of the ACPI area */
+#define X86_ACPI_PARAMETERS_SIZE 0x100ULL
 #define X86_SMBIOS_ADDRESS 0xF0000ULL        /* entry point first, structures behind it */
 #define X86_SMBIOS_SIZE 0x10000ULL
 #define X86_HIGH_MEMORY_START 0x100000ULL    /* kernels and initrds lie here and above */
