@@ -59,7 +59,7 @@
 /* 0x61 (speaker, refresh bit, output of PIT channel 2) is not here: KVM's own PIT answers it when it is made with
  * KVM_PIT_SPEAKER_DUMMY, and only it knows the counter. Ports that nothing answers read as all ones. */
 
-/* ── interrupt lines (GSIs) ── */
+/* ── interrupt lines (GSIs): identical to the IOAPIC's pins, but for GSI 0, the timer, which is pin 2 (the MADT says so) ── */
 #define X86_IRQ_COM1 4 /* and COM3 */
 #define X86_IRQ_COM2 3 /* and COM4 */
 #define X86_IRQ_RTC 8

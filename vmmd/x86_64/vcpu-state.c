@@ -95,7 +95,7 @@ void x86_reset_regs(struct kvm_regs *ret) {
         *ret = (struct kvm_regs) { .rip = 0xFFF0, .rflags = RFLAGS_FIXED };
 }
 
-unsigned x86_boot_msrs(struct kvm_msr_entry ret[static X86_BOOT_MSRS_MAX]) {
+void x86_boot_msrs(X86Msrs *ret) {
         static const struct kvm_msr_entry entries[] = {
                 { .index = 0x174, .data = 0 },      /* SYSENTER_CS, ESP, EIP */
                 { .index = 0x175, .data = 0 },
@@ -110,8 +110,9 @@ unsigned x86_boot_msrs(struct kvm_msr_entry ret[static X86_BOOT_MSRS_MAX]) {
         };
 
         _Static_assert(ELEMENTSOF(entries) <= X86_BOOT_MSRS_MAX, "the array has room for all");
-        memcpy(ret, entries, sizeof(entries));
-        return ELEMENTSOF(entries);
+        _Static_assert(offsetof(X86Msrs, entries) == offsetof(struct kvm_msrs, entries), "KVM's struct kvm_msrs");
+        *ret = (X86Msrs) { .nmsrs = ELEMENTSOF(entries) };
+        memcpy(ret->entries, entries, sizeof(entries));
 }
 
 static void set_lvt(struct kvm_lapic_state *lapic, size_t offset, uint32_t mode) {
@@ -124,27 +125,4 @@ void x86_boot_lapic(bool bsp, struct kvm_lapic_state *lapic) {
         if (bsp)
                 set_lvt(lapic, LAPIC_LVT0, LVT_MODE_EXTINT);
         set_lvt(lapic, LAPIC_LVT1, LVT_MODE_NMI);
-}
-
-unsigned x86_irq_routes(struct kvm_irq_routing_entry ret[static X86_IRQ_ROUTES_MAX]) {
-        unsigned n = 0;
-
-        for (uint32_t gsi = 0; gsi < 16; gsi++)
-                /* The slave PIC hangs on input 2 of the master. */
-                if (gsi != 2)
-                        ret[n++] = (struct kvm_irq_routing_entry) {
-                                .gsi = gsi,
-                                .type = KVM_IRQ_ROUTING_IRQCHIP,
-                                .u.irqchip.irqchip = gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
-                                .u.irqchip.pin = gsi % 8,
-                        };
-        for (uint32_t gsi = 0; gsi < X86_N_GSI; gsi++)
-                if (gsi != 2)
-                        ret[n++] = (struct kvm_irq_routing_entry) {
-                                .gsi = gsi,
-                                .type = KVM_IRQ_ROUTING_IRQCHIP,
-                                .u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC,
-                                .u.irqchip.pin = gsi == 0 ? 2 : gsi,
-                        };
-        return n;
 }

@@ -17,15 +17,14 @@ void x86_boot_regs(const X86BootEntry *entry, struct kvm_regs *ret);
 void x86_reset_sregs(bool bsp, struct kvm_sregs *ret);
 void x86_reset_regs(struct kvm_regs *ret);
 
-/* KVM_SET_MSRS: fills in the entries and returns how many. The TSC is not among them: on creation all begin at 0 together, and
+/* KVM_SET_MSRS, which takes this as its struct kvm_msrs. The TSC is not among them: on creation all begin at 0 together, and
  * setting one after another makes KVM guess. */
 #define X86_BOOT_MSRS_MAX 16
-unsigned x86_boot_msrs(struct kvm_msr_entry ret[static X86_BOOT_MSRS_MAX]);
+typedef struct X86Msrs {
+        uint32_t nmsrs, pad;
+        struct kvm_msr_entry entries[X86_BOOT_MSRS_MAX];
+} X86Msrs;
+void x86_boot_msrs(X86Msrs *ret);
 
 /* KVM_SET_LAPIC after KVM_GET_LAPIC: LINT0 takes the PIC (ExtINT, first vCPU only), LINT1 is NMI, as a PC's firmware leaves them. */
 void x86_boot_lapic(bool bsp, struct kvm_lapic_state *lapic);
-
-/* The part of KVM_SET_GSI_ROUTING's table that is the PC's own: GSIs 0 to 15 to both PICs, and 0 to 23 to the IOAPIC, the timer
- * (GSI 0) on pin 2, as the MADT says. Returns how many entries were filled in. MSI routes come behind, from X86_N_GSI on. */
-#define X86_IRQ_ROUTES_MAX 40
-unsigned x86_irq_routes(struct kvm_irq_routing_entry ret[static X86_IRQ_ROUTES_MAX]);
