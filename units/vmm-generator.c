@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* vmm-generator NORMAL-DIR [EARLY-DIR LATE-DIR]
+ *
+ * Run by systemd at boot and at every daemon-reload (systemd.generator(7)). Each machine definition becomes drop-ins of vmm@NAME.service and
+ * .socket and of each device's vmm-device@….service and .socket. The templates do not start without them (vmm-refuse): what has no good definition has no
+ * drop-in that would let it start. One wrong definition touches nothing else, and the generator does not fail for it.
+ *
+ * All text of a machine is made before the first byte of it is written. $VMM_ROOT is a prefix for what is read (tests). */
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "catalog-ids.h"
+#include "config.h"
+#include "definition.h"
+#include "unit-name.h"
+
+/* From the end of vmmd's own patience with the guest to systemd's with vmmd. */
+#define STOP_MARGIN_USEC (15 * USEC_PER_SEC)
+
+/* One file to write: directory/name below the normal directory. */
+typedef struct Output {
+        char *directory;
+        const char *name;
+        char *text;
+        size_t size;
+        mode_t mode;
+} Output;
+
+typedef struct Outputs {
+        Output *outputs;
+        size_t n;
+} Outputs;
+
+static const char *normal_dir;
+
+/* The journal's native protocol, by one datagram: at boot the journal is not up yet, then the kernel's log takes it. */
+static bool log_to_journal(const char *machine, const char *text) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket" };
+        _cleanup_close_ int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        _cleanup_free_ char *message = NULL;
+        ssize_t n;
+        int r;
+
+        if (fd < 0)
+                return false;
+        r = asprintf(&message, "MESSAGE=%s\nPRIORITY=3\nSYSLOG_IDENTIFIER=vmm-generator\nMESSAGE_ID=" MESSAGE_DEFINITION_REFUSED "\nVMM_MACHINE=%s\n",
+                text, machine);
+        if (r < 0) {
+                message = NULL;
+                return false;
+        }
+        n = sendto(fd, message, (size_t) r, MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *) &address, sizeof(address));
+        return n == r;
+}
+
+/* A generator's standard error leads nowhere, except by hand and in tests. */
+static void complain(const char *machine, const char *text) {
+        (void) fprintf(stderr, "vmm-generator: %s\n", text);
+        if (getenv("VMM_ROOT") || log_to_journal(machine, text))
+                return;
+
+        _cleanup_close_ int fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC | O_NOCTTY);
+        if (fd >= 0)
+                (void) dprintf(fd, "<3>vmm-generator[%i]: %s\n", getpid(), text);
+}
+
+static void outputs_done(Outputs *outputs) {
+        for (size_t i = 0; i < outputs->n; i++) {
+                free(outputs->outputs[i].directory);
+                free(outputs->outputs[i].text);
+        }
+        free(outputs->outputs);
+}
+
+/* Begins one more output; the stream's text becomes its content when the stream is closed. Takes ownership of directory, also on error. */
+static FILE *outputs_open(Outputs *outputs, char *directory, const char *name, mode_t mode) {
+        Output *grown;
+        FILE *f;
+
+        grown = directory ? reallocarray(outputs->outputs, outputs->n + 1, sizeof(Output)) : NULL;
+        if (!grown) {
+                free(directory);
+                return NULL;
+        }
+        outputs->outputs = grown;
+        grown[outputs->n] = (Output) { .directory = directory, .name = name, .mode = mode };
+        f = open_memstream(&grown[outputs->n].text, &grown[outputs->n].size);
+        if (!f)
+                free(directory);
+        return f;
+}
+
+/* One stream at a time: its variables are in the array, which the next outputs_open() may move. */
+static int outputs_close(Outputs *outputs, FILE *f) {
+        bool bad = ferror(f);
+
+        bad = fclose(f) != 0 || bad;
+        outputs->n++;
+        return bad ? -ENOMEM : 0;
+}
+
+static char *drop_in_directory(char *unit) {
+        char *directory;
+        int r;
+
+        if (!unit)
+                return NULL;
+        r = asprintf(&directory, "%s.d", unit);
+        free(unit);
+        return r < 0 ? NULL : directory;
+}
+
+static FILE *open_drop_in(Outputs *outputs, char *unit) {
+        FILE *f = outputs_open(outputs, drop_in_directory(unit), "50-vmm.conf", 0644);
+
+        if (f)
+                (void) fputs("# Written by vmm-generator, from the machine's definition.\n", f);
+        return f;
+}
+
+/* A word of a unit file (systemd.syntax(7), "Quoting"): in double quotes; specifiers are doubled; and `$` where the line is a command. */
+static void put_word(FILE *f, const char *word, bool command) {
+        (void) fputc('"', f);
+        for (const char *p = word; *p; p++) {
+                if (*p == '"' || *p == '\\')
+                        (void) fputc('\\', f);
+                else if (*p == '%' || (*p == '$' && command))
+                        (void) fputc(*p, f);
+                (void) fputc(*p, f);
+        }
+        (void) fputc('"', f);
+}
+
+static void put_unit(FILE *f, const char *key, char *unit) {
+        if (unit)
+                (void) fprintf(f, "%s=%s\n", key, unit);
+        free(unit);
+}
+
+/* Requests of vmm-open are words of their own: "NAME=MODE:PATH". */
+static int put_open(FILE *f, const char *name, const char *mode, const char *path) {
+        _cleanup_free_ char *word = NULL;
+
+        if (asprintf(&word, "%s=%s:%s", name, mode, path) < 0) {
+                word = NULL;
+                return -ENOMEM;
+        }
+        (void) fputc(' ', f);
+        put_word(f, word, true);
+        return 0;
+}
+
+static void put_mounts(FILE *f, const char *path) {
+        (void) fputs("RequiresMountsFor=", f);
+        put_word(f, path, false);
+        (void) fputc('\n', f);
+}
+
+static int machine_service(Outputs *outputs, const MachineDefinition *d) {
+        FILE *f = open_drop_in(outputs, machine_unit_name(d->name, "service"));
+        int r;
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Virtual Machine %s\n", d->name);
+        put_unit(f, "Requires", machine_unit_name(d->name, "socket"));
+        put_unit(f, "After", machine_unit_name(d->name, "socket"));
+        put_mounts(f, d->kernel);
+        if (d->initrd)
+                put_mounts(f, d->initrd);
+        for (size_t i = 0; i < d->n_devices; i++) {
+                put_unit(f, "Requires", device_unit_name(d->name, d->devices[i].name, "socket"));
+                put_unit(f, "After", device_unit_name(d->name, d->devices[i].name, "socket"));
+                /* Not required: a device starts by its socket. But it stops after its guest. */
+                put_unit(f, "After", device_unit_name(d->name, d->devices[i].name, "service"));
+        }
+
+        (void) fputs("\n[Service]\n", f);
+        put_unit(f, "Slice", machine_slice_name(d->name));
+        /* Read by the manager as root: the definition may hold secrets, which a property (StandardInputData=) would show to everybody. */
+        (void) fprintf(f, "StandardInput=file:%s/vmm@%s.service.d/definition.json\n", normal_dir, d->name);
+        (void) fputs("ExecStartPre=\nExecStartPre=+" LIBEXECDIR "/vmm-open", f);
+        r = put_open(f, "kernel", "ro", d->kernel);
+        if (r >= 0 && d->initrd)
+                r = put_open(f, "initrd", "ro", d->initrd);
+        (void) fprintf(f, "\nTimeoutStopSec=%" PRIu64 "us\n", d->stop_timeout_usec + STOP_MARGIN_USEC);
+        (void) fprintf(f, "LogExtraFields=VMM_MACHINE=%s\n", d->name);
+        return MIN(r, outputs_close(outputs, f));
+}
+
+static int machine_definition(Outputs *outputs, const MachineDefinition *d) {
+        FILE *f = outputs_open(outputs, drop_in_directory(machine_unit_name(d->name, "service")), "definition.json", 0600);
+
+        if (!f)
+                return -ENOMEM;
+        (void) fputs(json_object_to_json_string_ext(d->json, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE), f);
+        (void) fputc('\n', f);
+        return outputs_close(outputs, f);
+}
+
+static int machine_socket(Outputs *outputs, const MachineDefinition *d) {
+        FILE *f = open_drop_in(outputs, machine_unit_name(d->name, "socket"));
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Control Socket of Virtual Machine %s\n", d->name);
+        /* So it stops after them, and can remove their directory. */
+        for (size_t i = 0; i < d->n_devices; i++)
+                put_unit(f, "Before", device_unit_name(d->name, d->devices[i].name, "socket"));
+        (void) fputs("\n[Socket]\n", f);
+        put_unit(f, "Slice", machine_slice_name(d->name));
+        /* vmmd reads the group back from the socket: it cannot look up names. */
+        if (d->access_group)
+                (void) fprintf(f, "SocketGroup=%s\n", d->access_group);
+        return outputs_close(outputs, f);
+}
+
+static int machine_slice(Outputs *outputs, const MachineDefinition *d) {
+        FILE *f = open_drop_in(outputs, machine_slice_name(d->name));
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Virtual Machine %s and its Devices\nStopWhenUnneeded=yes\n", d->name);
+        return outputs_close(outputs, f);
+}
+
+/* Device units come and go with their machine; also when vmmd ends by itself. */
+static void put_belongs_to(FILE *f, const MachineDefinition *d) {
+        put_unit(f, "PartOf", machine_unit_name(d->name, "service"));
+        put_unit(f, "StopPropagatedFrom", machine_unit_name(d->name, "service"));
+}
+
+static void put_device_description(FILE *f, const MachineDefinition *d, const DeviceDefinition *device, const char *prefix) {
+        (void) fprintf(f, "[Unit]\nDescription=%s%s '%s' of Machine %s\n", prefix, device->type->description, device->name, d->name);
+}
+
+static int device_socket(Outputs *outputs, const MachineDefinition *d, const DeviceDefinition *device) {
+        FILE *f = open_drop_in(outputs, device_unit_name(d->name, device->name, "socket"));
+
+        if (!f)
+                return -ENOMEM;
+        put_device_description(f, d, device, "Sockets of ");
+        put_belongs_to(f, d);
+        (void) fputs("\n[Socket]\n", f);
+        put_unit(f, "Slice", machine_slice_name(d->name));
+        (void) fprintf(f, "ListenStream=/run/vmm/%%I.%s\n",
+                device->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhost-user");
+        return outputs_close(outputs, f);
+}
+
+static const char *path_mode(const DeviceDefinition *device, const DeviceOption *option) {
+        if (option->access == DEVICE_PATH_APPEND_LOG)
+                return "append";
+        if (option->access == DEVICE_PATH_READ || device_definition_boolean(device, "readOnly", false))
+                return "ro";
+        return "rw";
+}
+
+static bool is_device_node(const char *path) {
+        struct stat st;
+
+        /* At boot what is below /dev may not be there yet. */
+        return startswith(path, "/dev/") || (stat(path, &st) >= 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)));
+}
+
+/* The files a device names: they are mounted first, may be opened, and are. */
+static int put_device_paths(FILE *f, const DeviceDefinition *device) {
+        bool first = true;
+        int r = 0;
+
+        for (const DeviceOption *o = device->type->options; o->name; o++) {
+                const char *path = o->kind == DEVICE_OPTION_PATH ? device_definition_string(device, o->name, NULL) : NULL;
+
+                if (!path || !is_device_node(path))
+                        continue;
+                (void) fputs("DeviceAllow=", f);
+                put_word(f, path, false);
+                (void) fputs(streq(path_mode(device, o), "ro") ? " r\n" : " rw\n", f);
+        }
+        for (const DeviceOption *o = device->type->options; o->name && r >= 0; o++) {
+                const char *path = o->kind == DEVICE_OPTION_PATH ? device_definition_string(device, o->name, NULL) : NULL;
+
+                if (!path)
+                        continue;
+                if (first)
+                        (void) fputs("ExecStartPre=+" LIBEXECDIR "/vmm-open", f);
+                first = false;
+                r = put_open(f, o->name, path_mode(device, o), path);
+        }
+        if (!first)
+                (void) fputc('\n', f);
+        return r;
+}
+
+static int device_service(Outputs *outputs, const MachineDefinition *d, const DeviceDefinition *device) {
+        _cleanup_(string_array_freep) char **arguments = NULL;
+        FILE *f;
+        int r;
+
+        r = device_definition_arguments(device, &arguments);
+        if (r < 0)
+                return r;
+        f = open_drop_in(outputs, device_unit_name(d->name, device->name, "service"));
+        if (!f)
+                return -ENOMEM;
+        put_device_description(f, d, device, "");
+        put_belongs_to(f, d);
+        for (const DeviceOption *o = device->type->options; o->name; o++)
+                if (o->kind == DEVICE_OPTION_PATH && device_definition_string(device, o->name, NULL))
+                        put_mounts(f, device_definition_string(device, o->name, NULL));
+
+        (void) fputs("\n[Service]\n", f);
+        put_unit(f, "Slice", machine_slice_name(d->name));
+        (void) fputs("ExecStartPre=\n", f);
+        r = put_device_paths(f, device);
+        (void) fputs("ExecStart=\nExecStart=" LIBEXECDIR "/vmm-device", f);
+        for (char **a = arguments; *a; a++) {
+                (void) fputc(' ', f);
+                put_word(f, *a, true);
+        }
+        (void) fprintf(f, "\nLogExtraFields=VMM_MACHINE=%s VMM_DEVICE=%s\n", d->name, device->name);
+        return MIN(r, outputs_close(outputs, f));
+}
+
+static int make_machine(Outputs *outputs, const MachineDefinition *d) {
+        int r;
+
+        r = machine_service(outputs, d);
+        if (r >= 0)
+                r = machine_definition(outputs, d);
+        if (r >= 0)
+                r = machine_socket(outputs, d);
+        if (r >= 0)
+                r = machine_slice(outputs, d);
+        for (size_t i = 0; i < d->n_devices && r >= 0; i++) {
+                r = device_socket(outputs, d, &d->devices[i]);
+                if (r >= 0)
+                        r = device_service(outputs, d, &d->devices[i]);
+        }
+        return r;
+}
+
+/* Lets `systemctl status` tell that the machine is known, and what keeps it from starting. */
+static int make_refused(Outputs *outputs, const char *machine) {
+        FILE *f = open_drop_in(outputs, machine_unit_name(machine, "service"));
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Virtual Machine %s (its definition is wrong)\n", machine);
+        return outputs_close(outputs, f);
+}
+
+static int write_output(int dir, const Output *output) {
+        _cleanup_close_ int subdir = -EBADF, fd = -EBADF;
+
+        if (mkdirat(dir, output->directory, 0755) < 0 && errno != EEXIST)
+                return -errno;
+        subdir = openat(dir, output->directory, O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        if (subdir < 0)
+                return -errno;
+        /* O_EXCL: nothing is written twice. */
+        fd = openat(subdir, output->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, output->mode);
+        if (fd < 0)
+                return -errno;
+        return write_full(fd, output->text, output->size);
+}
+
+static void complain_about(const char *machine, const char *what, int error) {
+        _cleanup_free_ char *text = NULL;
+
+        if (asprintf(&text, "%s of machine '%s': %s", what, machine, strerrordesc_np(-error)) < 0)
+                text = NULL;
+        complain(machine, text ? text : "Out of memory.");
+}
+
+static void generate(int dir, const char *machine) {
+        _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
+        _cleanup_(definition_error_done) DefinitionError error = {};
+        _cleanup_(outputs_done) Outputs outputs = {};
+        _cleanup_free_ char *text = NULL;
+        int r;
+
+        r = definition_load(getenv("VMM_ROOT"), machine, &d, &error);
+        if (r == -ENOENT) /* gone since the directory was read */
+                return;
+        if (r == -EBADMSG) {
+                text = definition_error_to_string(&error);
+                complain(machine, text ? text : "Out of memory.");
+        } else if (r < 0)
+                complain_about(machine, "Cannot read the definition", r);
+
+        r = r < 0 ? make_refused(&outputs, machine) : make_machine(&outputs, d);
+        for (size_t i = 0; i < outputs.n && r >= 0; i++)
+                r = write_output(dir, &outputs.outputs[i]);
+        if (r < 0)
+                complain_about(machine, "Cannot write the units", r);
+}
+
+static void complain_about_names(void) {
+        _cleanup_(string_array_freep) char **files = NULL;
+
+        if (definition_list_misnamed(getenv("VMM_ROOT"), &files) < 0)
+                return;
+        for (char **file = files; *file; file++) {
+                _cleanup_free_ char *text = NULL;
+
+                if (asprintf(&text, "%s: ignored, as its name cannot be that of a machine", *file) < 0)
+                        text = NULL;
+                /* A file's name is anything; this is a line. */
+                for (char *p = text; p && *p; p++)
+                        if ((unsigned char) *p < 0x20 || *p == 0x7f)
+                                *p = '?';
+                complain("", text ? text : "Out of memory.");
+        }
+}
+
+int main(int argc, char *argv[]) {
+        _cleanup_(string_array_freep) char **machines = NULL;
+        _cleanup_close_ int dir = -EBADF;
+        int r;
+
+        if (argc != 2 && argc != 4) {
+                (void) fprintf(stderr, "usage: vmm-generator NORMAL-DIR [EARLY-DIR LATE-DIR]\n");
+                return EXIT_FAILURE;
+        }
+        (void) umask(0022);
+        normal_dir = argv[1];
+        dir = open(normal_dir, O_DIRECTORY | O_CLOEXEC);
+        if (dir < 0) {
+                (void) fprintf(stderr, "vmm-generator: Cannot open %s: %m\n", normal_dir);
+                return EXIT_FAILURE;
+        }
+
+        complain_about_names();
+        r = definition_list(getenv("VMM_ROOT"), &machines);
+        if (r < 0) {
+                complain_about("*", "Cannot list the definitions", r);
+                return EXIT_SUCCESS;
+        }
+        for (char **machine = machines; *machine; machine++)
+                generate(dir, *machine);
+        return EXIT_SUCCESS;
+}
