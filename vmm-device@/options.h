@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+/* The options of a device on the helper's command line, checked against the type's table (lib/device-type.h). */
+
+#include "device-type.h"
+#include "util.h"
+
+typedef struct DeviceOptions DeviceOptions;
+
+int device_options_new(const DeviceType *type, DeviceOptions **ret);
+DeviceOptions *device_options_free(DeviceOptions *options);
+DEFINE_CLEANUP(DeviceOptions, device_options_free)
+
+/* Takes one argument, "--kebab-case=VALUE". -EINVAL with *ret_message where it is not an option of the type or its value is wrong. */
+int device_options_add(DeviceOptions *options, const char *argument, char **ret_message);
+
+/* By name as in the table (camelCase); NULL where it was not given. */
+const char *device_options_get(const DeviceOptions *options, const char *name);
+/* The number an unsigned or size option stands for; the text has been checked. */
+uint64_t device_options_number(const DeviceOptions *options, const char *name, uint64_t otherwise);
+bool device_options_boolean(const DeviceOptions *options, const char *name, bool otherwise);
+
+/* "readOnly" → "read-only"; the caller frees it, NULL when out of memory. */
+char *device_option_argument_name(const char *name);
