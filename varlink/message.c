@@ -289,15 +289,25 @@ int varlink_stream_flush(VarlinkStream *s) {
         return 0;
 }
 
-/* json-c would cut an object's key at an escaped NUL: two different keys would become one. Nobody needs it, so it is refused in the
- * text, where escapes are still visible. An escape is inside of a string or makes the text invalid anyway. */
-static bool has_escaped_nul(const char *text, size_t size) {
-        for (const char *p = text, *end = text + size; (p = memchr(p, '\\', (size_t) (end - p)));) {
-                if (end - p >= 6 && memcmp(p + 1, "u0000", 5) == 0)
-                        return true;
-                p = end - p > 2 ? p + 2 : end;
+/* What json-c takes, strict or not, and JSON does not: strings in single quotes, and control characters inside of strings. And what it would spoil:
+ * it cuts an object's key at an escaped NUL, so that two different keys became one; nobody needs those. */
+static bool has_plain_strings(const char *text, size_t size) {
+        bool inside = false;
+
+        for (size_t i = 0; i < size; i++) {
+                unsigned char c = (unsigned char) text[i];
+
+                if (c == '"')
+                        inside = !inside;
+                else if (inside ? c < 0x20 : c == '\'')
+                        return false;
+                else if (inside && c == '\\') {
+                        if (size - i >= 6 && memcmp(text + i + 1, "u0000", 5) == 0)
+                                return false;
+                        i++;
+                }
         }
-        return false;
+        return true;
 }
 
 /* json-c takes NaN and Infinity, and numbers beyond a double's range become infinite. The depth is bounded by the tokener. */
@@ -328,7 +338,7 @@ int varlink_json_parse(const char *text, size_t size, unsigned depth, json_objec
         struct json_tokener *tokener;
         enum json_tokener_error error;
 
-        if (size == 0 || size > INT_MAX || depth > INT_MAX || has_escaped_nul(text, size))
+        if (size == 0 || size > INT_MAX || depth > INT_MAX || !has_plain_strings(text, size))
                 return -EBADMSG;
 
         tokener = json_tokener_new_ex((int) depth);

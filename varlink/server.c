@@ -107,6 +107,9 @@ static int connection_arm(Connection *c) {
                 since = MIN(since, c->output_since);
         if (since == UINT64_MAX)
                 return sd_event_source_set_enabled(c->timer, SD_EVENT_OFF);
+        /* Setting the time takes back a timer that is due already; whoever keeps us busy does not gain by that. */
+        if (now_usec() - since >= c->server->limits.timeout_usec)
+                return -ETIMEDOUT;
         r = sd_event_source_set_time(c->timer, since + c->server->limits.timeout_usec);
         return r < 0 ? r : sd_event_source_set_enabled(c->timer, SD_EVENT_ONESHOT);
 }
