@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs commands for the machine that runs the lab: the far end of vmlab's command channel.
+
+Each virtio port lab.N serves one command at a time. A frame is a type byte, a length (4 bytes, big endian) and as many
+bytes. From vmlab: R (request: id, flags and shell command, separated by NUL), I (standard input), E (its end),
+W (terminal size), K (kill). From here: the marker with the request's id, then O (standard output), S (standard error), X (exit status).
+
+Only modules of python3-minimal are used."""
+
+import fcntl
+import os
+import select
+import signal
+import struct
+import threading
+import time
+
+PORTS = "/dev/virtio-ports"
+TIOCSWINSZ = 0x5414  # the module termios is not in python3-minimal
+MARKER = b"\0LAB\0"
+
+
+class Disconnected(Exception):
+    pass
+
+
+class Channel:
+    """One port: frames in, frames out."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.buffer = b""
+
+    def wait(self, fds, timeout=None):
+        """Waits for input on the port or on one of fds; returns those that are ready."""
+        poll = select.poll()
+        for fd in [self.fd] + fds:
+            poll.register(fd, select.POLLIN)
+        ready = dict(poll.poll(timeout))
+        if ready.get(self.fd, 0) & (select.POLLHUP | select.POLLERR):
+            raise Disconnected
+        return ready
+
+    def fill(self):
+        data = os.read(self.fd, 65536)
+        if not data:
+            raise Disconnected
+        self.buffer += data
+
+    def frames(self):
+        """The whole frames that have arrived."""
+        while len(self.buffer) >= 5:
+            kind, size = self.buffer[:1], struct.unpack(">I", self.buffer[1:5])[0]
+            if len(self.buffer) < 5 + size:
+                return
+            payload, self.buffer = self.buffer[5:5 + size], self.buffer[5 + size:]
+            yield kind, payload
+
+    def write(self, data):
+        while data:
+            data = data[os.write(self.fd, data):]
+
+    def send(self, kind, payload):
+        self.write(kind + struct.pack(">I", len(payload)) + payload)
+
+
+class Command:
+    """A shell command with its three streams, or with a terminal."""
+
+    def __init__(self, command, terminal):
+        self.terminal = terminal
+        if terminal:
+            self.pid, master = os.forkpty()
+            if self.pid == 0:
+                self.execute(command)
+            self.stdin, self.outputs = master, {master: b"O"}
+            return
+        stdin, self.stdin = os.pipe()
+        stdout_read, stdout = os.pipe()
+        stderr_read, stderr = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(stdin, 0)
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            self.execute(command)
+        for fd in (stdin, stdout, stderr):
+            os.close(fd)
+        self.outputs = {stdout_read: b"O", stderr_read: b"S"}
+
+    @staticmethod
+    def execute(command):
+        try:
+            os.chdir("/root")
+            os.execve("/bin/sh", ["sh", "-c", command], {
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash",
+                "TERM": "linux", "LANG": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "",
+            })
+        finally:
+            os._exit(127)
+
+    def feed(self, data):
+        try:
+            while data:
+                data = data[os.write(self.stdin, data):]
+        except OSError:
+            pass
+
+    def close_input(self):
+        if self.stdin is not None and not self.terminal:
+            os.close(self.stdin)
+        self.stdin = None
+
+    def resize(self, payload):
+        if self.terminal:
+            fcntl.ioctl(self.stdin, TIOCSWINSZ, payload)
+
+    def kill(self):
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self):
+        self.close_input()
+        for fd in self.outputs:
+            os.close(fd)
+        self.outputs = {}
+        status = os.waitpid(self.pid, 0)[1]
+        return os.waitstatus_to_exitcode(status)
+
+
+def handle_frame(command, kind, payload):
+    if kind == b"I" and command.stdin is not None:
+        command.feed(payload)
+    elif kind == b"E":
+        command.close_input()
+    elif kind == b"W":
+        command.resize(payload)
+    elif kind == b"K":
+        command.kill()
+
+
+def exited(command):
+    """Whether the command itself is over, also while something that it left behind holds its output."""
+    return os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def serve_command(channel, command):
+    pending = []
+    while command.outputs:
+        over = exited(command)
+        ready = channel.wait(list(command.outputs), 100)
+        if channel.fd in ready:
+            channel.fill()
+            for kind, payload in channel.frames():
+                if kind == b"R":
+                    pending.append((kind, payload))
+                    command.kill()
+                    return pending
+                handle_frame(command, kind, payload)
+        quiet = True
+        for fd, kind in list(command.outputs.items()):
+            if fd not in ready:
+                continue
+            quiet = False
+            try:
+                data = os.read(fd, 65536)
+            except OSError:  # a terminal whose last process is gone
+                data = b""
+            if data:
+                channel.send(kind, data)
+            else:
+                if command.terminal:
+                    command.stdin = None
+                os.close(fd)
+                del command.outputs[fd]
+        if over and quiet:
+            break
+    return pending
+
+
+def serve(channel):
+    requests = []
+    while True:
+        if not requests:
+            channel.wait([])
+            channel.fill()
+            requests = [frame for frame in channel.frames() if frame[0] == b"R"]
+            continue
+        identity, flags, text = requests.pop()[1].split(b"\0", 2)
+        channel.write(MARKER + identity)
+        command = Command(text.decode(), b"t" in flags)
+        try:
+            requests = serve_command(channel, command)
+        except (Disconnected, OSError):
+            command.kill()
+            raise
+        finally:
+            status = command.close()
+        channel.send(b"X", struct.pack(">i", status))
+
+
+def serve_connection(fd, busy, name):
+    try:
+        serve(Channel(fd))
+    except (Disconnected, OSError):
+        pass
+    finally:
+        busy.discard(name)
+
+
+def main():
+    ports, busy = {}, set()
+    while True:
+        for name in os.listdir(PORTS) if os.path.isdir(PORTS) else []:
+            if name.startswith("lab.") and name not in ports:
+                ports[name] = os.open(os.path.join(PORTS, name), os.O_RDWR | os.O_CLOEXEC)
+        for name, fd in ports.items():
+            if name in busy:
+                continue
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            # POLLHUP stands for "nobody is connected", and there is no event for its end.
+            if any(events & select.POLLHUP for _, events in poll.poll(0)):
+                continue
+            busy.add(name)
+            threading.Thread(target=serve_connection, args=(fd, busy, name), daemon=True).start()
+        time.sleep(0.05)
+
+
+main()
