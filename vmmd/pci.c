@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <linux/pci_regs.h>
+
+#include "pci.h"
+
+/* The host bridge: only there so that bus 0 has one, as guests expect. */
+#define HOST_BRIDGE_VENDOR 0x1b36
+#define HOST_BRIDGE_DEVICE 0x0008
+
+void pci_device_init(PciDevice *device, const PciIdentity *identity, const PciDeviceOps *ops) {
+        uint8_t *c = device->config;
+
+        *device = (PciDevice) { .ops = ops, .capability_end = PCI_STD_HEADER_SIZEOF };
+        store_le16(c + PCI_VENDOR_ID, identity->vendor);
+        store_le16(c + PCI_DEVICE_ID, identity->device);
+        store_le32(c + PCI_CLASS_REVISION, identity->class_code << 8 | identity->revision);
+        store_le16(c + PCI_SUBSYSTEM_VENDOR_ID, identity->subsystem_vendor);
+        store_le16(c + PCI_SUBSYSTEM_ID, identity->subsystem_device);
+
+        store_le16(device->writable + PCI_COMMAND,
+                PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE | PCI_COMMAND_SERR |
+                        PCI_COMMAND_PARITY);
+        device->writable[PCI_CACHE_LINE_SIZE] = 0xff;
+        device->writable[PCI_LATENCY_TIMER] = 0xff;
+        device->writable[PCI_INTERRUPT_LINE] = 0xff;
+}
+
+void pci_device_set_bar(PciDevice *device, unsigned bar, uint64_t size, IoHandler handler, void *userdata) {
+        assert(bar < PCI_BARS && size >= 4096 && (size & (size - 1)) == 0 && size <= UINT32_MAX);
+        device->bars[bar] = (PciBar) { .size = size, .handler = handler, .userdata = userdata };
+        store_le32(device->writable + PCI_BASE_ADDRESS_0 + 4 * bar, (uint32_t) ~(size - 1));
+}
+
+int pci_device_add_capability(PciDevice *device, uint8_t id, const void *body, size_t size) {
+        unsigned offset = device->capability_end, end = ALIGN_UP(offset + 2 + (unsigned) size, 4u);
+        uint8_t *c = device->config;
+
+        if (end > PCI_CONFIG_SIZE)
+                return -ENOSPC;
+
+        c[offset] = id;
+        c[offset + 1] = 0;
+        memcpy(c + offset + 2, body, size);
+        if (device->capability_last != 0)
+                c[device->capability_last + 1] = (uint8_t) offset;
+        else {
+                c[PCI_CAPABILITY_LIST] = (uint8_t) offset;
+                store_le16(c + PCI_STATUS, load_le16(c + PCI_STATUS) | PCI_STATUS_CAP_LIST);
+        }
+        device->capability_last = (uint8_t) offset;
+        device->capability_end = (uint8_t) MIN(end, 255u);
+        return (int) offset;
+}
+
+void pci_bus_init(PciBus *bus, Kvm *kvm, IoSpace *mmio, uint64_t window, uint64_t window_size) {
+        static const PciIdentity identity = {
+                .vendor = HOST_BRIDGE_VENDOR, .device = HOST_BRIDGE_DEVICE, .class_code = 0x060000, /* host bridge */
+        };
+
+        *bus = (PciBus) { .kvm = kvm, .mmio = mmio, .window_next = window, .window_end = window + window_size };
+        (void) pthread_mutex_init(&bus->lock, NULL);
+        pci_device_init(&bus->host_bridge, &identity, NULL);
+        (void) pci_bus_add(bus, &bus->host_bridge, 0);
+}
+
+int pci_bus_add(PciBus *bus, PciDevice *device, int slot) {
+        if (slot < 0)
+                for (slot = 1; slot < PCI_SLOTS && bus->devices[slot]; slot++)
+                        ;
+        if (slot >= PCI_SLOTS)
+                return -ENOSPC;
+        if (bus->devices[slot])
+                return -EEXIST;
+
+        for (unsigned i = 0; i < PCI_BARS; i++) {
+                PciBar *bar = &device->bars[i];
+                uint64_t address = bar->size > 0 ? ALIGN_UP(bus->window_next, bar->size) : 0;
+
+                if (bar->size == 0)
+                        continue;
+                if (!range_within(address, bar->size, bus->window_end))
+                        return -ENOSPC;
+                bar->assigned = address;
+                bus->window_next = address + bar->size;
+                store_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i, (uint32_t) address);
+        }
+        device->bus = bus;
+        device->slot = (unsigned) slot;
+        bus->devices[slot] = device;
+        return slot;
+}
+
+static void map_bar(PciDevice *device, unsigned index, bool map, uint64_t address) {
+        PciBar *bar = &device->bars[index];
+
+        if (bar->mapped && (!map || address != bar->address)) {
+                if (device->ops && device->ops->bar_mapped)
+                        device->ops->bar_mapped(device, index, bar->address, false);
+                (void) io_space_remove(device->bus->mmio, bar->address);
+                bar->mapped = false;
+        }
+        if (map && !bar->mapped) {
+                /* Where a guest maps a BAR over something else, the something else wins. */
+                if (io_space_add(device->bus->mmio, address, bar->size, bar->handler, bar->userdata) < 0)
+                        return;
+                bar->address = address;
+                bar->mapped = true;
+                if (device->ops && device->ops->bar_mapped)
+                        device->ops->bar_mapped(device, index, address, true);
+        }
+}
+
+static void update_mappings(PciDevice *device) {
+        bool decode = load_le16(device->config + PCI_COMMAND) & PCI_COMMAND_MEMORY;
+
+        for (unsigned i = 0; i < PCI_BARS; i++) {
+                uint64_t address = load_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i) & PCI_BASE_ADDRESS_MEM_MASK;
+
+                if (device->bars[i].size > 0)
+                        /* All ones in the size bits is a guest sizing the BAR, 0 one that was never set. */
+                        map_bar(device, i,
+                                decode && address != 0 && (uint32_t) address != (uint32_t) ~(device->bars[i].size - 1),
+                                address);
+        }
+}
+
+/* With the bus lock held. */
+static void config_access(PciBus *bus, unsigned slot, unsigned offset, void *data, unsigned size, bool is_write) {
+        PciDevice *device = slot < PCI_SLOTS ? bus->devices[slot] : NULL;
+        const uint8_t *from = data;
+
+        if (!device || offset + size > PCI_CONFIG_SIZE) {
+                /* Beyond 256 bytes lies the extended space: there, zero is "no extended capability". */
+                if (!is_write && device)
+                        memset(data, 0, size);
+                return;
+        }
+        if (!is_write) {
+                if (device->ops && device->ops->config_read)
+                        device->ops->config_read(device, offset, size);
+                memcpy(data, device->config + offset, size);
+                return;
+        }
+
+        for (unsigned i = 0; i < size; i++) {
+                uint8_t mask = device->writable[offset + i];
+
+                device->config[offset + i] = (device->config[offset + i] & ~mask) | (from[i] & mask);
+        }
+        if (offset < PCI_BASE_ADDRESS_0 + 4 * PCI_BARS && offset + size > PCI_COMMAND)
+                update_mappings(device);
+        if (device->msix)
+                msix_control_written(device->msix);
+        if (device->ops && device->ops->config_written)
+                device->ops->config_written(device, offset, size);
+}
+
+void pci_ecam_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        PciBus *bus = userdata;
+        unsigned number = (unsigned) (offset >> 20), slot = (offset >> 15) & 31, function = (offset >> 12) & 7;
+
+        if (number != 0 || function != 0 || size > 4)
+                return;
+        (void) pthread_mutex_lock(&bus->lock);
+        config_access(bus, slot, offset & 0xfff, data, size, is_write);
+        (void) pthread_mutex_unlock(&bus->lock);
+}
+
+/* Configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2): 0xCF8 is an address register of 32 bits, 0xCFC a window on the dword. */
+void pci_port_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        PciBus *bus = userdata;
+        uint32_t address;
+
+        if (size > 4 || (offset < 4 && offset + size > 4))
+                return;
+        (void) pthread_mutex_lock(&bus->lock);
+        address = bus->config_address;
+        if (offset < 4) {
+                /* Other widths at 0xCF8 are not the address register. */
+                if (offset == 0 && size == 4) {
+                        if (is_write)
+                                bus->config_address = load_le32(data) & 0x80fffffc;
+                        else
+                                store_le32(data, address);
+                }
+        } else if (address & 0x80000000 && ((address >> 16) & 0xff) == 0 && ((address >> 8) & 7) == 0)
+                config_access(bus, (address >> 11) & 31, (address & 0xfc) + (unsigned) (offset - 4), data, size, is_write);
+        (void) pthread_mutex_unlock(&bus->lock);
+}
+
+static void device_reset(PciDevice *device) {
+        for (unsigned i = 0; i < PCI_BARS; i++)
+                if (device->bars[i].size > 0)
+                        map_bar(device, i, false, 0);
+        for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
+                device->config[i] &= (uint8_t) ~device->writable[i];
+        for (unsigned i = 0; i < PCI_BARS; i++)
+                if (device->bars[i].size > 0)
+                        store_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i, (uint32_t) device->bars[i].assigned);
+        if (device->msix)
+                msix_reset(device->msix);
+}
+
+void pci_bus_reset(PciBus *bus) {
+        (void) pthread_mutex_lock(&bus->lock);
+        bus->config_address = 0;
+        for (unsigned i = 0; i < PCI_SLOTS; i++)
+                if (bus->devices[i])
+                        device_reset(bus->devices[i]);
+        (void) pthread_mutex_unlock(&bus->lock);
+}
+
+int pci_device_save(const PciDevice *device, StateWriter *w) {
+        int r;
+
+        state_begin(w, "pci-device", device->slot, 1);
+        state_put_blob(w, device->config, sizeof(device->config));
+        r = state_end(w);
+        if (r < 0 || !device->msix)
+                return r;
+        return msix_save(device->msix, device->slot, w);
+}
+
+int pci_device_load(PciDevice *device, StateReader *r, char **ret_message) {
+        uint8_t config[PCI_CONFIG_SIZE];
+        int k;
+
+        k = state_enter(r, "pci-device", device->slot, 1);
+        if (k < 0)
+                return set_message(ret_message, k, "No usable state of the PCI device in slot %u.", device->slot);
+        state_get_blob(r, config, sizeof(config));
+        k = state_leave(r, ret_message);
+        if (k < 0)
+                return k;
+
+        for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
+                if ((config[i] ^ device->config[i]) & ~device->writable[i])
+                        return set_message(ret_message, -EBADMSG,
+                                "The state of PCI slot %u is of another device: byte %#x is %#x, expected %#x.",
+                                device->slot, i, config[i], device->config[i]);
+        memcpy(device->config, config, sizeof(config));
+        update_mappings(device);
+        return device->msix ? msix_load(device->msix, device->slot, r, ret_message) : 0;
+}

@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The PC: what arch.h promises, put together from the parts in this folder. */
+
+#include <linux/kvm.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+
+#include "acpi-pm.h"
+#include "acpi.h"
+#include "arch.h"
+#include "boot.h"
+#include "cmos.h"
+#include "cpuid.h"
+#include "i8042.h"
+#include "layout.h"
+#include "smbios.h"
+#include "vcpu-save.h"
+#include "vcpu-state.h"
+
+#define CPUID_ENTRIES_MAX 256
+
+struct Arch {
+        Kvm *kvm;
+        IoSpace *pio, *mmio;
+        const GuestMemory *memory;
+        ArchConfig config;
+        VcpuSet *vcpus;
+        PciBus *pci;
+
+        pthread_mutex_t lock; /* the platform devices below */
+        AcpiPm pm;
+        Cmos cmos;
+        I8042 i8042;
+
+        StateWriter *power_on; /* what arch_reset() loads */
+};
+
+size_t arch_memory_layout(uint64_t memory, ArchMemoryRange ret[static ARCH_MEMORY_RANGES_MAX]) {
+        ret[0] = (ArchMemoryRange) { .guest_address = 0, .size = MIN(memory, (uint64_t) X86_LOW_RAM_END) };
+        if (memory <= X86_LOW_RAM_END)
+                return 1;
+        ret[1] = (ArchMemoryRange) { .guest_address = X86_HIGH_RAM_START, .size = memory - X86_LOW_RAM_END };
+        return 2;
+}
+
+void arch_pci_window(uint64_t *ret_base, uint64_t *ret_size) {
+        *ret_base = X86_PCI_MMIO_BASE;
+        *ret_size = X86_PCI_MMIO_SIZE;
+}
+
+int arch_serial_port(unsigned index, bool *ret_is_pio, uint64_t *ret_base, uint64_t *ret_size, unsigned *ret_gsi) {
+        static const struct {
+                uint16_t base;
+                uint8_t irq;
+        } ports[X86_N_COM] = {
+                { X86_PORT_COM1, X86_IRQ_COM1 }, { X86_PORT_COM2, X86_IRQ_COM2 },
+                { X86_PORT_COM3, X86_IRQ_COM1 }, { X86_PORT_COM4, X86_IRQ_COM2 },
+        };
+
+        if (index >= X86_N_COM)
+                return -ENOENT;
+        *ret_is_pio = true;
+        *ret_base = ports[index].base;
+        *ret_size = X86_PORT_COM_SIZE;
+        *ret_gsi = ports[index].irq;
+        return 0;
+}
+
+/* --- platform devices --- */
+
+static void set_sci(bool level, void *userdata) {
+        Arch *arch = userdata;
+
+        (void) kvm_irq_line(arch->kvm, X86_IRQ_SCI, level);
+}
+
+static void pm_power_off(void *userdata) {
+        Arch *arch = userdata;
+
+        arch->config.event(ARCH_EVENT_POWER_OFF, arch->config.userdata);
+}
+
+static void machine_reset_asked(void *userdata) {
+        Arch *arch = userdata;
+
+        arch->config.event(ARCH_EVENT_RESET, arch->config.userdata);
+}
+
+/* One handler a register block: takes the lock and chooses by direction. */
+#define DEFINE_BLOCK(name, object, read_function, write_function)                                              \
+        static void name##_access(                                                                             \
+                void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {    \
+                Arch *arch = userdata;                                                                         \
+                                                                                                               \
+                (void) pthread_mutex_lock(&arch->lock);                                                        \
+                if (is_write)                                                                                  \
+                        write_function(&arch->object, offset, data, size);                                     \
+                else                                                                                           \
+                        read_function(&arch->object, offset, data, size);                                      \
+                (void) pthread_mutex_unlock(&arch->lock);                                                      \
+        }
+DEFINE_BLOCK(pm_event, pm, acpi_pm_event_read, acpi_pm_event_write)
+DEFINE_BLOCK(pm_control, pm, acpi_pm_control_read, acpi_pm_control_write)
+DEFINE_BLOCK(cmos, cmos, cmos_read, cmos_write)
+DEFINE_BLOCK(i8042, i8042, i8042_read, i8042_write)
+
+static void i8042_command_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        i8042_access(userdata, vcpu, offset + (X86_PORT_I8042_COMMAND - X86_PORT_I8042_DATA), data, size, is_write);
+}
+
+/* 0xCF8 is PCI's address register for 32-bit accesses; a byte at 0xCF9 is the reset register. */
+static void pci_address_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        Arch *arch = userdata;
+
+        if (offset == X86_PORT_RESET - X86_PORT_PCI_ADDRESS && size == 1) {
+                (void) pthread_mutex_lock(&arch->lock);
+                if (is_write)
+                        acpi_pm_reset_write(&arch->pm, 0, data, size);
+                else
+                        acpi_pm_reset_read(&arch->pm, 0, data, size);
+                (void) pthread_mutex_unlock(&arch->lock);
+        } else if (arch->pci)
+                pci_port_access(arch->pci, vcpu, offset, data, size, is_write);
+}
+
+static int add_platform_devices(Arch *arch) {
+        static const AcpiPmCallbacks pm_callbacks = {
+                .set_sci = set_sci, .power_off = pm_power_off, .reset = machine_reset_asked,
+        };
+        const struct {
+                uint64_t base, size;
+                IoHandler handler;
+        } blocks[] = {
+                { X86_PORT_PM1_EVENT, X86_PORT_PM1_EVENT_SIZE, pm_event_access },
+                { X86_PORT_PM1_CONTROL, X86_PORT_PM1_CONTROL_SIZE, pm_control_access },
+                { X86_PORT_CMOS, X86_PORT_CMOS_SIZE, cmos_access },
+                { X86_PORT_I8042_DATA, 1, i8042_access },
+                { X86_PORT_I8042_COMMAND, 1, i8042_command_access },
+                { X86_PORT_PCI_ADDRESS, 8, pci_address_access },
+        };
+        int r = 0;
+
+        acpi_pm_init(&arch->pm, &pm_callbacks, arch);
+        cmos_init(&arch->cmos);
+        i8042_init(&arch->i8042, machine_reset_asked, arch);
+        for (size_t i = 0; i < ELEMENTSOF(blocks) && r >= 0; i++)
+                r = io_space_add(arch->pio, blocks[i].base, blocks[i].size, blocks[i].handler, arch);
+        return r;
+}
+
+/* --- interrupt controllers --- */
+
+static int create_irqchip(Arch *arch, char **ret_message) {
+        struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
+        uint64_t identity_map = X86_KVM_IDENTITY_MAP;
+        int vm = arch->kvm->vm_fd;
+        const char *step = NULL;
+
+        if (ioctl(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map) < 0)
+                step = "KVM_SET_IDENTITY_MAP_ADDR";
+        else if (ioctl(vm, KVM_SET_TSS_ADDR, (unsigned long) X86_KVM_TSS) < 0)
+                step = "KVM_SET_TSS_ADDR";
+        else if (ioctl(vm, KVM_CREATE_IRQCHIP, 0UL) < 0)
+                step = "KVM_CREATE_IRQCHIP";
+        else if (ioctl(vm, KVM_CREATE_PIT2, &pit) < 0)
+                step = "KVM_CREATE_PIT2";
+        if (step)
+                return set_message(ret_message, -errno, "%s failed: %s.", step, strerror(errno));
+
+        /* As KVM's own default table: GSIs 0 to 15 reach PIC and IOAPIC, 16 to 23 the IOAPIC alone; GSI 0 is pin 2 there. */
+        for (unsigned gsi = 0; gsi < X86_N_GSI; gsi++) {
+                if (gsi < 16)
+                        kvm_route_irqchip(arch->kvm, gsi, gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, gsi % 8);
+                if (gsi != 2)
+                        kvm_route_irqchip(arch->kvm, gsi, KVM_IRQCHIP_IOAPIC, gsi == 0 ? 2 : gsi);
+        }
+        kvm_route_set_first_msi(arch->kvm, X86_N_GSI);
+        return kvm_route_commit(arch->kvm);
+}
+
+int arch_new(Kvm *kvm, IoSpace *pio, IoSpace *mmio, const GuestMemory *memory, const ArchConfig *config, Arch **ret,
+        char **ret_message) {
+        _cleanup_(arch_freep) Arch *arch = NULL;
+        int r;
+
+        arch = calloc(1, sizeof(Arch));
+        if (!arch)
+                return -ENOMEM;
+        arch->kvm = kvm;
+        arch->pio = pio;
+        arch->mmio = mmio;
+        arch->memory = memory;
+        arch->config = *config;
+        (void) pthread_mutex_init(&arch->lock, NULL);
+
+        r = create_irqchip(arch, ret_message);
+        if (r >= 0)
+                r = add_platform_devices(arch);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(arch);
+        return 0;
+}
+
+Arch *arch_free(Arch *arch) {
+        if (!arch)
+                return NULL;
+        (void) state_writer_free(arch->power_on);
+        (void) pthread_mutex_destroy(&arch->lock);
+        return mfree(arch);
+}
+
+int arch_attach_pci(Arch *arch, PciBus *bus) {
+        arch->pci = bus;
+        return io_space_add(arch->mmio, X86_PCI_ECAM_BASE, X86_PCI_ECAM_SIZE, pci_ecam_access, bus);
+}
+
+/* --- vCPUs --- */
+
+static int set_cpuid(Arch *arch, const struct kvm_cpuid2 *supported, const Vcpu *vcpu) {
+        _cleanup_free_ struct kvm_cpuid2 *cpuid = NULL;
+        int tsc_khz = ioctl(vcpu->fd, KVM_GET_TSC_KHZ, 0), r;
+        X86CpuidInput input = {
+                .vcpu_index = vcpu->index,
+                .n_vcpus = arch->config.n_vcpus,
+                .tsc_khz = tsc_khz > 0 ? (uint32_t) tsc_khz : 0,
+                .tsc_deadline = kvm_check_extension(arch->kvm, KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+        };
+
+        r = x86_cpuid_build(supported, &input, &cpuid);
+        if (r < 0)
+                return r;
+        return ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid) < 0 ? -errno : 0;
+}
+
+static int set_power_on_registers(const Vcpu *vcpu) {
+        struct kvm_lapic_state lapic;
+        X86Msrs msrs;
+
+        if (ioctl(vcpu->fd, KVM_GET_LAPIC, &lapic) < 0)
+                return -errno;
+        x86_boot_lapic(vcpu->index == 0, &lapic);
+        if (ioctl(vcpu->fd, KVM_SET_LAPIC, &lapic) < 0)
+                return -errno;
+        x86_boot_msrs(&msrs);
+        return ioctl(vcpu->fd, KVM_SET_MSRS, &msrs) < 0 ? -errno : 0;
+}
+
+int arch_setup_vcpus(Arch *arch, VcpuSet *vcpus, char **ret_message) {
+        _cleanup_free_ struct kvm_cpuid2 *supported = NULL;
+        int r = 0;
+
+        arch->vcpus = vcpus;
+        supported = calloc(1, sizeof(*supported) + CPUID_ENTRIES_MAX * sizeof(supported->entries[0]));
+        if (!supported)
+                return -ENOMEM;
+        supported->nent = CPUID_ENTRIES_MAX;
+        if (ioctl(arch->kvm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported) < 0)
+                return set_message(ret_message, -errno, "KVM_GET_SUPPORTED_CPUID failed: %s.", strerror(errno));
+
+        for (unsigned i = 0; i < vcpus->n_vcpus && r >= 0; i++) {
+                r = set_cpuid(arch, supported, &vcpus->vcpus[i]);
+                if (r < 0)
+                        return set_message(ret_message, r, "KVM refuses the CPUID of vCPU %u: %s.", i, strerror(-r));
+                r = set_power_on_registers(&vcpus->vcpus[i]);
+                if (r < 0)
+                        return set_message(ret_message, r, "Cannot set the first registers of vCPU %u: %s.", i, strerror(-r));
+        }
+
+        r = state_writer_new(&arch->power_on);
+        if (r >= 0)
+                r = arch_save(arch, arch->power_on);
+        return r < 0 ? set_message(ret_message, r, "Cannot read the vCPUs' first state: %s.", strerror(-r)) : 0;
+}
+
+static int set_boot_registers(const Vcpu *vcpu, const X86BootEntry *entry) {
+        struct kvm_sregs sregs;
+        struct kvm_regs regs;
+
+        x86_boot_sregs(entry, &sregs);
+        x86_boot_regs(entry, &regs);
+        return ioctl(vcpu->fd, KVM_SET_SREGS, &sregs) < 0 || ioctl(vcpu->fd, KVM_SET_REGS, &regs) < 0 ? -errno : 0;
+}
+
+int arch_boot(Arch *arch, const ArchBoot *boot, char **ret_message) {
+        X86AcpiInput acpi = { .n_vcpus = arch->config.n_vcpus, .com_mask = (uint8_t) arch->config.serial_ports };
+        X86SmbiosInput smbios = {
+                .machine_name = arch->config.machine_name,
+                .n_vcpus = arch->config.n_vcpus,
+                .oem_strings = arch->config.smbios_strings,
+        };
+        X86BootInput input = {
+                .kernel_fd = boot->kernel_fd,
+                .kernel_name = boot->kernel_name,
+                .initrd_fd = boot->initrd_fd,
+                .initrd_name = boot->initrd_name,
+                .command_line = boot->command_line,
+        };
+        X86BootEntry entry;
+        int r;
+
+        r = x86_acpi_write(arch->memory, &acpi, &input.rsdp_address, ret_message);
+        if (r < 0)
+                return r;
+        x86_smbios_uuid(arch->config.machine_name, smbios.uuid);
+        r = x86_smbios_write(arch->memory, &smbios, ret_message);
+        if (r < 0)
+                return r;
+        r = x86_load_boot(arch->memory, &input, &entry, ret_message);
+        if (r < 0)
+                return r;
+        r = set_boot_registers(&arch->vcpus->vcpus[0], &entry);
+        return r < 0 ? set_message(ret_message, r, "Cannot set the registers of the first vCPU: %s.", strerror(-r)) : 0;
+}
+
+/* --- state --- */
+
+static int save_irqchip(Arch *arch, StateWriter *w) {
+        struct kvm_irqchip chip;
+        struct kvm_pit_state2 pit;
+
+        state_begin(w, "x86-irqchip", 0, 1);
+        for (unsigned i = 0; i <= KVM_IRQCHIP_IOAPIC; i++) {
+                chip = (struct kvm_irqchip) { .chip_id = i };
+                if (ioctl(arch->kvm->vm_fd, KVM_GET_IRQCHIP, &chip) < 0)
+                        return -errno;
+                state_put_blob(w, &chip, sizeof(chip));
+        }
+        if (ioctl(arch->kvm->vm_fd, KVM_GET_PIT2, &pit) < 0)
+                return -errno;
+        state_put_blob(w, &pit, sizeof(pit));
+        return state_end(w);
+}
+
+static int load_irqchip(Arch *arch, StateReader *r, char **ret_message) {
+        struct kvm_irqchip chips[KVM_IRQCHIP_IOAPIC + 1];
+        struct kvm_pit_state2 pit;
+        int k;
+
+        k = state_enter(r, "x86-irqchip", 0, 1);
+        if (k < 0)
+                return set_message(ret_message, k, "No usable state of the interrupt controllers.");
+        for (size_t i = 0; i < ELEMENTSOF(chips); i++)
+                state_get_blob(r, &chips[i], sizeof(chips[i]));
+        state_get_blob(r, &pit, sizeof(pit));
+        k = state_leave(r, ret_message);
+        if (k < 0)
+                return k;
+
+        for (size_t i = 0; i < ELEMENTSOF(chips); i++)
+                if (ioctl(arch->kvm->vm_fd, KVM_SET_IRQCHIP, &chips[i]) < 0)
+                        return set_message(ret_message, -errno, "KVM_SET_IRQCHIP failed: %s.", strerror(errno));
+        if (ioctl(arch->kvm->vm_fd, KVM_SET_PIT2, &pit) < 0)
+                return set_message(ret_message, -errno, "KVM_SET_PIT2 failed: %s.", strerror(errno));
+        return 0;
+}
+
+int arch_save(Arch *arch, StateWriter *w) {
+        int r = 0;
+
+        for (unsigned i = 0; i < arch->vcpus->n_vcpus && r >= 0; i++)
+                r = x86_vcpu_save(&arch->vcpus->vcpus[i], w);
+        if (r >= 0)
+                r = save_irqchip(arch, w);
+        (void) pthread_mutex_lock(&arch->lock);
+        if (r >= 0)
+                r = acpi_pm_save(&arch->pm, w);
+        if (r >= 0)
+                r = cmos_save(&arch->cmos, w);
+        if (r >= 0)
+                r = i8042_save(&arch->i8042, w);
+        (void) pthread_mutex_unlock(&arch->lock);
+        return r;
+}
+
+static int load_cpu_side(Arch *arch, bool with_clock, StateReader *r, char **ret_message) {
+        int k;
+
+        /* The controllers first: a LAPIC with a pending line of the IOAPIC needs it there. */
+        k = load_irqchip(arch, r, ret_message);
+        for (unsigned i = 0; i < arch->vcpus->n_vcpus && k >= 0; i++)
+                k = x86_vcpu_load(&arch->vcpus->vcpus[i], with_clock, r, ret_message);
+        return k;
+}
+
+int arch_load(Arch *arch, StateReader *r, char **ret_message) {
+        int k;
+
+        k = load_cpu_side(arch, true, r, ret_message);
+        (void) pthread_mutex_lock(&arch->lock);
+        if (k >= 0)
+                k = acpi_pm_load(&arch->pm, r, ret_message);
+        if (k >= 0)
+                k = cmos_load(&arch->cmos, r, ret_message);
+        if (k >= 0)
+                k = i8042_load(&arch->i8042, r, ret_message);
+        (void) pthread_mutex_unlock(&arch->lock);
+        return k;
+}
+
+int arch_reset(Arch *arch, char **ret_message) {
+        _cleanup_(state_reader_freep) StateReader *reader = NULL;
+        const void *data;
+        size_t size;
+        int r;
+
+        (void) pthread_mutex_lock(&arch->lock);
+        acpi_pm_reset(&arch->pm);
+        cmos_reset(&arch->cmos); /* the clock goes on, as with a battery */
+        i8042_reset(&arch->i8042);
+        (void) pthread_mutex_unlock(&arch->lock);
+
+        r = state_writer_finish(arch->power_on, &data, &size);
+        if (r >= 0)
+                r = state_reader_new(data, size, &reader, ret_message);
+        return r < 0 ? r : load_cpu_side(arch, false, reader, ret_message);
+}
+
+void arch_press_button(Arch *arch, ArchButton button) {
+        (void) pthread_mutex_lock(&arch->lock);
+        if (button == ARCH_BUTTON_POWER)
+                acpi_pm_press_power_button(&arch->pm);
+        else
+                acpi_pm_press_sleep_button(&arch->pm);
+        (void) pthread_mutex_unlock(&arch->lock);
+}
+
+int arch_inject_nmi(Arch *arch, Vcpu *vcpu) {
+        return ioctl(vcpu->fd, KVM_NMI) < 0 ? -errno : 0;
+}
