@@ -22,7 +22,9 @@
 #include "sockets.h"
 
 static const DeviceClass *const device_classes[] = {
+        &console_device,
         &rng_device,
+        &serial_device,
 };
 
 typedef struct Arguments {
