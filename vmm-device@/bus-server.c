@@ -37,10 +37,10 @@ struct BusServer {
 
         pthread_t thread;
         bool thread_made;
-        pthread_mutex_t lock; /* guards `wanted`'s changes and `serving` */
+        pthread_mutex_t lock; /* guards the changes of `wanted`, `begun` and `serving` */
         pthread_cond_t changed;
         int wanted; /* Wanted; read by the thread without the lock, too */
-        bool serving;
+        bool begun, serving;
 
         /* The session: changed only while the thread is parked. */
         BusMemory *memory;
@@ -181,6 +181,7 @@ static void *bus_thread(void *userdata) {
         (void) pthread_mutex_lock(&s->lock);
         for (;;) {
                 s->serving = false;
+                s->begun = true;
                 (void) pthread_cond_broadcast(&s->changed);
                 while (s->wanted == WANTED_PARK)
                         (void) pthread_cond_wait(&s->changed, &s->lock);
@@ -231,6 +232,12 @@ static int make_thread(BusServer *s) {
         if (r != 0)
                 return -r;
         s->thread_made = true;
+
+        /* What the C library does when a thread begins (rseq, set_robust_list) is over before a sandbox can be in its way. */
+        (void) pthread_mutex_lock(&s->lock);
+        while (!s->begun)
+                (void) pthread_cond_wait(&s->changed, &s->lock);
+        (void) pthread_mutex_unlock(&s->lock);
         return 0;
 }
 
