@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
+#include <inttypes.h>
 #include <stdio.h>
 
 #include "unit-name.h"
@@ -60,4 +61,29 @@ char *machine_slice_name(const char *machine) {
         if (!escaped || asprintf(&name, "vmm-%s.slice", escaped) < 0)
                 return NULL;
         return name;
+}
+
+/* FNV-1a, 64 bits, folded to 40. Nobody gains by a collision: whoever writes definitions is root. */
+static uint64_t hash_name(const char *s) {
+        uint64_t h = UINT64_C(0xcbf29ce484222325);
+
+        for (; *s; s++)
+                h = (h ^ (uint8_t) *s) * UINT64_C(0x100000001b3);
+        return (h ^ (h >> 40)) & UINT64_C(0xffffffffff);
+}
+
+char *unit_user_name(const char *machine, const char *device) {
+        _cleanup_free_ char *path = NULL;
+        char readable[17], *name;
+        size_t n = 0;
+
+        if (asprintf(&path, "%s%s%s", machine, device ? "/" : "", device ? device : "") < 0) {
+                path = NULL;
+                return NULL;
+        }
+        /* What useradd(8) would take. */
+        for (const char *p = path; *p && n < sizeof(readable) - 1; p++)
+                readable[n++] = *p != '.' && *p != ':' && is_plain(*p) ? *p : '-';
+        readable[n] = 0;
+        return asprintf(&name, "vmm-%s-%010" PRIx64, readable, hash_name(path)) < 0 ? NULL : name;
 }

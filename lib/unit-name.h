@@ -21,3 +21,7 @@ char *machine_unit_name(const char *machine, const char *suffix);
 
 /* "vmm-ESCAPED.slice" */
 char *machine_slice_name(const char *machine);
+
+/* The dynamic user of a unit; device is NULL for vmmd. systemd's own default would be one user for all instances of a template. At most 31 bytes: what
+ * is readable of the names, and a hash of them that makes it unique. */
+char *unit_user_name(const char *machine, const char *device);

@@ -35,6 +35,7 @@ typedef struct Output {
 typedef struct Outputs {
         Output *outputs;
         size_t n;
+        bool out_of_memory;
 } Outputs;
 
 static const char *normal_dir;
@@ -98,7 +99,7 @@ static FILE *outputs_open(Outputs *outputs, char *directory, const char *name, m
 
 /* One stream at a time: its variables are in the array, which the next outputs_open() may move. */
 static int outputs_close(Outputs *outputs, FILE *f) {
-        bool bad = ferror(f);
+        bool bad = ferror(f) || outputs->out_of_memory;
 
         bad = fclose(f) != 0 || bad;
         outputs->n++;
@@ -137,10 +138,13 @@ static void put_word(FILE *f, const char *word, bool command) {
         (void) fputc('"', f);
 }
 
-static void put_unit(FILE *f, const char *key, char *unit) {
-        if (unit)
-                (void) fprintf(f, "%s=%s\n", key, unit);
-        free(unit);
+/* A name that is plain by construction. Takes ownership of it; NULL, which is out of memory, shows in outputs_close(). */
+static void put_name(Outputs *outputs, FILE *f, const char *key, char *name) {
+        if (name)
+                (void) fprintf(f, "%s=%s\n", key, name);
+        else
+                outputs->out_of_memory = true;
+        free(name);
 }
 
 /* Requests of vmm-open are words of their own: "NAME=MODE:PATH". */
@@ -169,20 +173,21 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
         if (!f)
                 return -ENOMEM;
         (void) fprintf(f, "[Unit]\nDescription=Virtual Machine %s\n", d->name);
-        put_unit(f, "Requires", machine_unit_name(d->name, "socket"));
-        put_unit(f, "After", machine_unit_name(d->name, "socket"));
+        put_name(outputs, f, "Requires", machine_unit_name(d->name, "socket"));
+        put_name(outputs, f, "After", machine_unit_name(d->name, "socket"));
         put_mounts(f, d->kernel);
         if (d->initrd)
                 put_mounts(f, d->initrd);
         for (size_t i = 0; i < d->n_devices; i++) {
-                put_unit(f, "Requires", device_unit_name(d->name, d->devices[i].name, "socket"));
-                put_unit(f, "After", device_unit_name(d->name, d->devices[i].name, "socket"));
+                put_name(outputs, f, "Requires", device_unit_name(d->name, d->devices[i].name, "socket"));
+                put_name(outputs, f, "After", device_unit_name(d->name, d->devices[i].name, "socket"));
                 /* Not required: a device starts by its socket. But it stops after its guest. */
-                put_unit(f, "After", device_unit_name(d->name, d->devices[i].name, "service"));
+                put_name(outputs, f, "After", device_unit_name(d->name, d->devices[i].name, "service"));
         }
 
         (void) fputs("\n[Service]\n", f);
-        put_unit(f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "User", unit_user_name(d->name, NULL));
         /* Read by the manager as root: the definition may hold secrets, which a property (StandardInputData=) would show to everybody. */
         (void) fprintf(f, "StandardInput=file:%s/vmm@%s.service.d/definition.json\n", normal_dir, d->name);
         (void) fputs("ExecStartPre=\nExecStartPre=+" LIBEXECDIR "/vmm-open", f);
@@ -212,9 +217,9 @@ static int machine_socket(Outputs *outputs, const MachineDefinition *d) {
         (void) fprintf(f, "[Unit]\nDescription=Control Socket of Virtual Machine %s\n", d->name);
         /* So it stops after them, and can remove their directory. */
         for (size_t i = 0; i < d->n_devices; i++)
-                put_unit(f, "Before", device_unit_name(d->name, d->devices[i].name, "socket"));
+                put_name(outputs, f, "Before", device_unit_name(d->name, d->devices[i].name, "socket"));
         (void) fputs("\n[Socket]\n", f);
-        put_unit(f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
         /* vmmd reads the group back from the socket: it cannot look up names. */
         if (d->access_group)
                 (void) fprintf(f, "SocketGroup=%s\n", d->access_group);
@@ -231,9 +236,9 @@ static int machine_slice(Outputs *outputs, const MachineDefinition *d) {
 }
 
 /* Device units come and go with their machine; also when vmmd ends by itself. */
-static void put_belongs_to(FILE *f, const MachineDefinition *d) {
-        put_unit(f, "PartOf", machine_unit_name(d->name, "service"));
-        put_unit(f, "StopPropagatedFrom", machine_unit_name(d->name, "service"));
+static void put_belongs_to(Outputs *outputs, FILE *f, const MachineDefinition *d) {
+        put_name(outputs, f, "PartOf", machine_unit_name(d->name, "service"));
+        put_name(outputs, f, "StopPropagatedFrom", machine_unit_name(d->name, "service"));
 }
 
 static void put_device_description(FILE *f, const MachineDefinition *d, const DeviceDefinition *device, const char *prefix) {
@@ -246,9 +251,9 @@ static int device_socket(Outputs *outputs, const MachineDefinition *d, const Dev
         if (!f)
                 return -ENOMEM;
         put_device_description(f, d, device, "Sockets of ");
-        put_belongs_to(f, d);
+        put_belongs_to(outputs, f, d);
         (void) fputs("\n[Socket]\n", f);
-        put_unit(f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
         (void) fprintf(f, "ListenStream=/run/vmm/%%I.%s\n",
                 device->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhost-user");
         return outputs_close(outputs, f);
@@ -310,13 +315,14 @@ static int device_service(Outputs *outputs, const MachineDefinition *d, const De
         if (!f)
                 return -ENOMEM;
         put_device_description(f, d, device, "");
-        put_belongs_to(f, d);
+        put_belongs_to(outputs, f, d);
         for (const DeviceOption *o = device->type->options; o->name; o++)
                 if (o->kind == DEVICE_OPTION_PATH && device_definition_string(device, o->name, NULL))
                         put_mounts(f, device_definition_string(device, o->name, NULL));
 
         (void) fputs("\n[Service]\n", f);
-        put_unit(f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "User", unit_user_name(d->name, device->name));
         (void) fputs("ExecStartPre=\n", f);
         r = put_device_paths(f, device);
         (void) fputs("ExecStart=\nExecStart=" LIBEXECDIR "/vmm-device", f);
@@ -324,7 +330,9 @@ static int device_service(Outputs *outputs, const MachineDefinition *d, const De
                 (void) fputc(' ', f);
                 put_word(f, *a, true);
         }
-        (void) fprintf(f, "\nLogExtraFields=VMM_MACHINE=%s VMM_DEVICE=%s\n", d->name, device->name);
+        /* Not in the template: what has no definition is not to be tried again. */
+        (void) fprintf(f, "\nRestart=on-failure\nRestartSec=100ms\nLogExtraFields=VMM_MACHINE=%s VMM_DEVICE=%s\n", d->name,
+                device->name);
         return MIN(r, outputs_close(outputs, f));
 }
 
