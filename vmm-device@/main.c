@@ -22,6 +22,7 @@
 #include "sockets.h"
 
 static const DeviceClass *const device_classes[] = {
+        &block_device,
         &console_device,
         &rng_device,
         &serial_device,

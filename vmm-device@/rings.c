@@ -26,6 +26,9 @@ int rings_new(Session *s) {
         r = sd_event_add_defer(s->device->event, &s->update_source, on_update, s);
         if (r < 0)
                 return r;
+        r = sd_event_source_set_exit_on_failure(s->update_source, true);
+        if (r < 0)
+                return r;
         /* After the socket: a burst of messages is one change. */
         r = sd_event_source_set_priority(s->update_source, SD_EVENT_PRIORITY_NORMAL + 10);
         if (r < 0)
@@ -126,8 +129,10 @@ static int ring_process(Session *s, Ring *ring) {
                 r = sd_event_add_defer(s->device->event, &ring->again_source, on_again, ring);
                 if (r < 0)
                         return r;
-                sd_event_source_set_priority(ring->again_source, SD_EVENT_PRIORITY_NORMAL + 5);
-        } else if (r > 0)
+                (void) sd_event_source_set_priority(ring->again_source, SD_EVENT_PRIORITY_NORMAL + 5);
+                return sd_event_source_set_exit_on_failure(ring->again_source, true);
+        }
+        if (r > 0)
                 return sd_event_source_set_enabled(ring->again_source, SD_EVENT_ONESHOT);
         return 0;
 }
@@ -178,8 +183,10 @@ static int ring_attach(Session *s, Ring *ring) {
         virtqueue_set_call_fd(ring->queue, ring->call_fd);
 
         r = sd_event_add_io(s->device->event, &ring->kick_source, ring->kick_fd, EPOLLIN | EPOLLET, on_kick, ring);
+        if (r >= 0)
+                r = sd_event_source_set_exit_on_failure(ring->kick_source, true);
         if (r < 0) {
-                ring->queue = virtqueue_free(ring->queue);
+                ring_detach(ring);
                 return log_error_errno(r, "Cannot watch the kick descriptor of queue %u: %m", index);
         }
         signal_once(ring);

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include "block-image.h"
+#include "log.h"
+
+#define SECTOR 512U
+#define DIRECT_ALIGNMENT_MAX 4096U
+
+/* An open file description lock goes with the description, so it also holds where the service manager opened the file, and ends when the
+ * last copy is closed. Readers share, a writer is alone. */
+static int lock_image(int fd, bool read_only, const char *path) {
+        struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+
+        if (fcntl(fd, F_OFD_SETLK, &lock) >= 0)
+                return 0;
+        if (errno == EAGAIN || errno == EACCES)
+                return log_error_errno(EBUSY, "%s is in use by another process; it was not opened for %s.", path,
+                        read_only ? "reading" : "writing");
+        return log_error_errno(errno, "Cannot lock %s: %m", path);
+}
+
+/* The mode of a descriptor that others opened has to fit. */
+static int check_access_mode(int fd, bool read_only, const char *path) {
+        int flags = fcntl(fd, F_GETFL);
+
+        if (flags < 0)
+                return log_error_errno(errno, "Cannot ask for the access mode of %s: %m", path);
+        if ((flags & O_ACCMODE) == O_WRONLY || (!read_only && (flags & O_ACCMODE) != O_RDWR))
+                return log_error_errno(EBADF, "%s was not opened for %s.", path, read_only ? "reading" : "reading and writing");
+        return 0;
+}
+
+static int device_geometry(BlockImage *image, const char *path) {
+        unsigned physical = 0;
+        int logical = 0;
+
+        if (ioctl(image->fd, BLKGETSIZE64, &image->size) < 0 || ioctl(image->fd, BLKSSZGET, &logical) < 0 ||
+                ioctl(image->fd, BLKPBSZGET, &physical) < 0)
+                return log_error_errno(errno, "Cannot ask for the size of %s: %m", path);
+        image->logical_block = (uint32_t) logical;
+        image->physical_block = physical;
+        return 0;
+}
+
+static int learn_geometry(BlockImage *image, const char *path) {
+        struct stat st;
+        int r = 0;
+
+        if (fstat(image->fd, &st) < 0)
+                return log_error_errno(errno, "Cannot ask for the size of %s: %m", path);
+        if (S_ISBLK(st.st_mode))
+                r = device_geometry(image, path);
+        else if (S_ISREG(st.st_mode)) {
+                image->size = (uint64_t) st.st_size;
+                image->logical_block = SECTOR;
+                image->physical_block = st.st_blksize >= SECTOR && st.st_blksize <= 65536 ? (uint32_t) st.st_blksize : 4096;
+        } else
+                return log_error_errno(EINVAL, "%s is neither a regular file nor a block device.", path);
+        if (r < 0)
+                return r;
+
+        if (image->size % SECTOR != 0)
+                log_warning("The size of %s is not a multiple of %u bytes: its last %u bytes are out of the guest's reach.", path,
+                        SECTOR, (unsigned) (image->size % SECTOR));
+        image->size = ALIGN_DOWN(image->size, (uint64_t) SECTOR);
+        return image->size > 0 ? 0 : log_error_errno(EINVAL, "%s is empty.", path);
+}
+
+/* What O_DIRECT demands differs between file systems and kernels; reading tells. */
+static int find_alignment(BlockImage *image, const char *path) {
+        _cleanup_free_ void *buffer = NULL;
+
+        if (posix_memalign(&buffer, DIRECT_ALIGNMENT_MAX, DIRECT_ALIGNMENT_MAX) != 0)
+                return log_oom();
+        for (uint32_t alignment = SECTOR; alignment <= DIRECT_ALIGNMENT_MAX; alignment *= 2)
+                if (pread(image->fd, buffer, alignment, 0) >= 0) {
+                        image->alignment = alignment;
+                        return 0;
+                }
+        return log_error_errno(errno, "Cannot read %s with O_DIRECT: %m", path);
+}
+
+static int set_direct(BlockImage *image, const char *path) {
+        int flags = fcntl(image->fd, F_GETFL), r;
+
+        if (flags < 0 || fcntl(image->fd, F_SETFL, flags | O_DIRECT) < 0)
+                return log_error_errno(errno, "%s cannot be used with O_DIRECT (option \"direct\"): %m", path);
+        image->direct = true;
+        r = find_alignment(image, path);
+        if (r < 0)
+                return r;
+        image->logical_block = MAX(image->logical_block, image->alignment);
+        return 0;
+}
+
+static int choose_block_size(Device *d, BlockImage *image, const char *path) {
+        uint32_t wanted = (uint32_t) device_option_unsigned(d, "blockSize", image->logical_block);
+
+        if (image->direct && wanted < image->alignment)
+                return log_error_errno(EINVAL, "%s needs blocks of %u bytes with O_DIRECT, not of %u.", path, image->alignment, wanted);
+        image->logical_block = wanted;
+        image->physical_block = MAX(image->physical_block, wanted);
+        return 0;
+}
+
+int block_image_open(Device *d, BlockImage *ret) {
+        const char *path = device_option(d, "path");
+        BlockImage image = BLOCK_IMAGE_NULL;
+        int r;
+
+        image.read_only = device_option_boolean(d, "readOnly", false);
+        image.fd = device_open_path(d, "path", image.read_only ? O_RDONLY : O_RDWR);
+        path = path ?: "The disk image";
+        if (image.fd == -ENOENT && !device_option(d, "path"))
+                return log_error_errno(EINVAL, "A block device needs --path=.");
+        if (image.fd < 0)
+                return log_error_errno(image.fd, "Cannot open %s: %m", path);
+
+        r = check_access_mode(image.fd, image.read_only, path);
+        if (r >= 0)
+                r = lock_image(image.fd, image.read_only, path);
+        if (r >= 0)
+                r = learn_geometry(&image, path);
+        if (r >= 0 && device_option_boolean(d, "direct", false))
+                r = set_direct(&image, path);
+        if (r >= 0)
+                r = choose_block_size(d, &image, path);
+        if (r < 0) {
+                block_image_done(&image);
+                return r;
+        }
+        *ret = image;
+        return 0;
+}
+
+void block_image_done(BlockImage *image) {
+        image->fd = safe_close(image->fd);
+}
