@@ -9,6 +9,7 @@ Every step has a deadline. What misses it raises LabError, which says where the 
 import fcntl
 import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -182,6 +183,10 @@ class Lab:
             raise LabError(f"`{command}` ended with {status}: {output.strip()}")
         return output
 
+    def terminal(self, command):
+        """A command on a terminal, to be worked by patterns."""
+        return Terminal(self.session(command, terminal=True))
+
     def execute(self, command, timeout=None, terminal=False):
         """Runs a command with this process's own standard streams."""
         session = self.session(command, terminal)
@@ -294,6 +299,9 @@ class PortSession(Session):
         time.sleep(0.06)
         os.close(self.lock)
 
+    def wait(self, timeout):
+        return bool(select.select([self.socket], [], [], timeout)[0])
+
     def receive(self):
         """Reads what has come; yields (kind, payload) of each whole frame."""
         data = self.socket.recv(1 << 16)
@@ -366,6 +374,54 @@ class PortSession(Session):
             signal.signal(signal.SIGWINCH, signal.SIG_DFL)
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
             self.close()
+
+
+class Terminal:
+    """A command on a terminal, worked by patterns: what a person would see and type."""
+
+    def __init__(self, session):
+        self.session = session
+        self.text = ""
+        self.status = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.session.close()
+
+    def send(self, text):
+        self.session.send(b"I", text.encode())
+
+    def _read(self, deadline, what):
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not self.session.wait(remaining):
+            raise LabError(f"`{self.session.command}` did not show {what}; it shows: ...{self.text[-600:]!r}")
+        for kind, payload in self.session.receive():
+            if kind == b"X":
+                self.status = struct.unpack(">i", payload)[0]
+            else:
+                self.text += payload.decode(errors="replace")
+
+    def expect(self, pattern, timeout):
+        """Waits until the pattern shows; returns what came before it and the match, and forgets both."""
+        deadline = time.monotonic() + timeout
+        while True:
+            match = re.search(pattern, self.text)
+            if match:
+                before, self.text = self.text[:match.start()], self.text[match.end():]
+                return before, match
+            if self.status is not None:
+                raise LabError(f"`{self.session.command}` ended with {self.status} before it showed {pattern!r}; "
+                               f"it showed: ...{self.text[-600:]!r}")
+            self._read(deadline, repr(pattern))
+
+    def wait(self, timeout):
+        """Waits for the command's end; returns its exit status."""
+        deadline = time.monotonic() + timeout
+        while self.status is None:
+            self._read(deadline, "its end")
+        return self.status
 
 
 class QemuLab(Lab):

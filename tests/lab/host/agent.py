@@ -93,7 +93,7 @@ class Command:
     def execute(command):
         try:
             os.chdir("/root")
-            os.execve("/bin/sh", ["sh", "-c", command], {
+            os.execve("/bin/bash", ["bash", "-c", command], {
                 "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                 "HOME": "/root", "USER": "root", "LOGNAME": "root", "SHELL": "/bin/bash",
                 "TERM": "linux", "LANG": "C.UTF-8", "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": "",

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the guest does to itself, and what is asked of it, ends as it should and can be told from outside."""
+
+from machine import Machine
+from scenario import expect, scenario
+
+BOTH = ("bookworm", "trixie")
+DEVICES = {"rng": {"type": "rng"}, "console": {"type": "console"}}
+
+
+def expect_result(machine, state, result, status):
+    expect((state["Result"], state["ExecMainStatus"]) == (result, str(status)),
+           f"ended with Result={state['Result']} and status {state['ExecMainStatus']}, not {result} and {status}\n"
+           f"{machine.journal()}")
+
+
+def inactive(lab, machine):
+    """All device units of the machine that are not inactive."""
+    running = []
+    for device in machine.devices:
+        unit = machine.device_unit(device)
+        state = lab.run(f"for i in $(seq 100); do systemctl is-active -q {unit} || break; sleep 0.1; done; "
+                        f"systemctl is-active {unit}", timeout=60)[1].strip()
+        if state != "inactive":
+            running.append(f"{unit} is {state}")
+    return running
+
+
+@scenario(releases=BOTH)
+def power_off_in_the_guest_ends_the_unit_cleanly(lab):
+    with Machine(lab, test="poweroff", devices=DEVICES) as machine:
+        machine.start()
+        state = machine.wait_until_ended()
+        expect(state["ActiveState"] == "inactive", f"the unit is {state['ActiveState']}\n{machine.journal()}")
+        expect_result(machine, state, "success", 0)
+        left = inactive(lab, machine)
+        expect(not left, f"devices outlive their guest: {left}")
+
+
+@scenario(releases=BOTH)
+def reboot_in_the_guest_keeps_the_unit_and_its_processes(lab):
+    with Machine(lab, test="reboot", devices=DEVICES) as machine:
+        machine.start()
+        before = machine.state()
+        helpers = {device: machine.state(machine.device_unit(device))["MainPID"] for device in machine.devices}
+        machine.expect("^INIT-CONSOLE", count=3)
+        after = machine.state()
+        expect(after["ActiveState"] == "active", f"the unit is {after['ActiveState']}\n{machine.journal()}")
+        for key in ("MainPID", "InvocationID"):
+            expect(before[key] == after[key], f"{key} was {before[key]} and is {after[key]}")
+        for device, pid in helpers.items():
+            now = machine.state(machine.device_unit(device))["MainPID"]
+            expect(pid == now != "0", f"the helper of {device} was {pid} and is {now}")
+
+
+@scenario()
+def reboot_ends_the_machine_where_the_definition_says_so(lab):
+    with Machine(lab, test="reboot", onReboot="stop") as machine:
+        machine.start()
+        expect_result(machine, machine.wait_until_ended(), "success", 32)
+
+
+@scenario()
+def panic_in_the_guest_is_reported_as_panic(lab):
+    with Machine(lab, test="panic") as machine:
+        machine.start()
+        state = machine.wait_until_ended()
+        expect_result(machine, state, "exit-code", 34)
+        expect("panic" in machine.journal().lower(), f"the journal does not speak of a panic\n{machine.journal()}")
+
+
+@scenario()
+def triple_fault_is_reported_as_crash(lab):
+    with Machine(lab, test="reboot", command_line="quiet reboot=triple,force") as machine:
+        machine.start()
+        expect_result(machine, machine.wait_until_ended(), "exit-code", 33)
+
+
+@scenario(releases=BOTH)
+def stop_presses_the_power_button(lab):
+    with Machine(lab, test="button", devices=DEVICES) as machine:
+        machine.start()
+        machine.expect("^BUTTON-READY")
+        status, output = lab.run(f"systemctl stop {machine.unit}", timeout=120)
+        expect(status == 0, f"systemctl stop failed: {output}")
+        expect("\nBUTTON\n" in machine.printed(), f"the guest saw no button\n{machine.printed()[-800:]}\n{machine.journal()}")
+        expect_result(machine, machine.state(), "success", 0)
+
+
+@scenario()
+def stop_ends_a_guest_that_ignores_its_power_button_after_the_timeout(lab):
+    with Machine(lab, test="idle", stopTimeout="3s") as machine:
+        machine.start()
+        machine.expect("^STEP-idle")
+        output = lab.check(f"a=$(date +%s%N); systemctl stop {machine.unit}; b=$(date +%s%N); echo $(( (b - a) / 1000000 ))")
+        expect(2500 < int(output) < 30000, f"systemctl stop took {output.strip()} ms with a timeout of 3 s")
+        expect(machine.state()["ActiveState"] == "inactive", f"the unit is not inactive\n{machine.journal()}")
+
+
+@scenario(releases=BOTH)
+def devices_stop_after_their_guest(lab):
+    with Machine(lab, test="button", devices=DEVICES) as machine:
+        machine.start()
+        machine.expect("^BUTTON-READY")
+        machine.lab.check(f"systemctl stop {machine.unit}", timeout=120)
+        left = inactive(lab, machine)
+        expect(not left, f"still there: {left}\n{machine.journal()}")
+        guest = int(machine.state()["InactiveEnterTimestampMonotonic"])
+        for device in machine.devices:
+            end = int(machine.state(machine.device_unit(device))["InactiveEnterTimestampMonotonic"])
+            expect(end >= guest, f"{device} ended {guest - end} us before its guest")
+        sockets = lab.run("systemctl list-units --plain --no-legend --state=active 'vmm-device@test*' 'vmm@test*'")[1]
+        expect(not sockets.strip(), f"units that are still active:\n{sockets}")
+
+
+@scenario()
+def reset_boots_the_guest_again_in_the_same_process(lab):
+    with Machine(lab, test="idle", devices=DEVICES) as machine:
+        machine.start()
+        machine.expect("^STEP-idle")
+        before = machine.state()["MainPID"]
+        lab.check(f"vmmctl reset {machine.name}", timeout=60)
+        machine.expect("^STEP-idle", count=2)
+        expect(machine.state()["MainPID"] == before, "the process is another one")
+
+
+@scenario()
+def stop_by_vmmctl_and_start_again(lab):
+    with Machine(lab, test="button", devices=DEVICES) as machine:
+        lab.check(f"vmmctl start {machine.name}", timeout=120)
+        machine.expect("^BUTTON-READY")
+        lab.check(f"vmmctl stop {machine.name}", timeout=120)
+        expect(machine.wait_until_ended()["ActiveState"] == "inactive", f"not stopped\n{machine.journal()}")
+        lab.check(f"vmmctl start {machine.name}", timeout=120)
+        machine.expect("^BUTTON-READY", count=2)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The machine as systemd sees it: its units, their order and their sandboxes."""
+
+import re
+
+from machine import Machine
+from scenario import expect, scenario
+
+BOTH = ("bookworm", "trixie")
+IMAGE = "/var/lib/vmm-lab/disk.img"
+DEVICES = {"root": {"type": "block", "path": IMAGE}, "rng": {"type": "rng"}, "console": {"type": "console"}}
+
+
+def machine_with_every_device(lab, **settings):
+    lab.check(f"mkdir -p /var/lib/vmm-lab; truncate -s 16M {IMAGE}")
+    return Machine(lab, devices=DEVICES, test="idle", **settings)
+
+
+@scenario(releases=BOTH)
+def each_device_is_a_service_in_the_slice_of_the_machine(lab):
+    with machine_with_every_device(lab) as machine:
+        machine.start()
+        machine.expect("^STEP-idle")
+        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
+            state = machine.state(unit)
+            expect(state["ActiveState"] == "active", f"{unit} is {state['ActiveState']}\n{machine.journal()}")
+            expect(state["Slice"] == "vmm-test.slice", f"{unit} is in {state['Slice']}")
+            expect(state["ControlGroup"].startswith("/vmm.slice/vmm-test.slice/"), f"{unit} is in {state['ControlGroup']}")
+        status = machine.state()["StatusText"]
+        expect(status, "the machine's unit says nothing of its state")
+
+
+@scenario(releases=BOTH)
+def list_dependencies_draws_the_machine(lab):
+    with machine_with_every_device(lab) as machine:
+        tree = lab.check(f"systemctl list-dependencies --plain {machine.unit}")
+        for device in machine.devices:
+            expect(machine.device_unit(device, "socket") in tree, f"{device} is not in the tree:\n{tree}")
+        expect(f"vmm@{machine.name}.socket" in tree, f"the control socket is not in the tree:\n{tree}")
+
+
+@scenario(releases=BOTH)
+def processes_run_as_dynamic_users_without_capabilities(lab):
+    with machine_with_every_device(lab) as machine:
+        machine.start()
+        machine.expect("^STEP-idle")
+        users = set()
+        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
+            pid = machine.state(unit)["MainPID"]
+            text = lab.check(f"cat /proc/{pid}/status")
+            fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+            uid = fields["Uid"].split()[0]
+            expect(int(uid) >= 61184, f"{unit} runs as user {uid}")
+            expect(int(fields["CapEff"], 16) == 0 and int(fields["CapBnd"], 16) == 0, f"{unit} has capabilities {fields['CapEff']}")
+            expect(fields["Seccomp"] == "2" and fields["NoNewPrivs"] == "1", f"{unit} has no system call filter")
+            users.add(uid)
+        expect(len(users) == 1 + len(machine.devices), f"{1 + len(machine.devices)} services share {len(users)} users")
+
+
+@scenario(releases=BOTH)
+def sandboxes_score_as_asked(lab):
+    with machine_with_every_device(lab) as machine:
+        machine.start()
+        machine.expect("^STEP-idle")
+        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
+            text = lab.check(f"systemd-analyze security --no-pager '{unit}' | tail -n 1")
+            score = re.search(r"([0-9]+\.[0-9]+)", text)
+            expect(score and float(score[1]) <= 0.2, f"{unit}: {text.strip()}")
+
+
+@scenario(releases=BOTH)
+def verify_has_nothing_to_say(lab):
+    with machine_with_every_device(lab) as machine:
+        units = [machine.unit] + [machine.device_unit(device) for device in machine.devices]
+        units += [machine.device_unit(device, "socket") for device in machine.devices] + [f"vmm@{machine.name}.socket"]
+        names = " ".join(f"'{unit}'" for unit in units)
+        status, output = lab.run(f"systemd-analyze verify --man=no {names}", timeout=120)
+        lines = [line for line in output.splitlines() if "vmm" in line]
+        expect(status == 0 and not lines, f"systemd-analyze verify: {status}\n{output}")
+
+
+@scenario()
+def one_broken_definition_breaks_no_other_machine(lab):
+    lab.write_file("/etc/vmm/broken.json", '{ "kernel": 5 }')
+    try:
+        with Machine(lab, test="idle") as machine:
+            machine.start()
+            machine.expect("^STEP-idle")
+            status, _ = lab.run("systemctl start vmm@broken.service", timeout=60)
+            expect(status != 0, "a broken definition started")
+            journal = lab.run("journalctl -q --no-pager -b -o cat -n 200")[1]
+            expect("/etc/vmm/broken.json" in journal and "/kernel" in journal, "the journal does not say what is wrong with it")
+    finally:
+        lab.run("rm -f /etc/vmm/broken.json; systemctl daemon-reload; systemctl reset-failed 'vmm*'")
+
+
+@scenario(quick=False)
+def a_helper_that_is_killed_comes_back_and_the_guest_goes_on(lab):
+    with Machine(lab, test="read=1,read=100,idle", devices={"root": {"type": "block", "path": IMAGE}}) as machine:
+        lab.check(f"truncate -s 128M {IMAGE}; printf 'GO 1\\n' | dd of={IMAGE} conv=notrunc 2>/dev/null")
+        machine.start()
+        machine.expect("^READ-WAIT 100")
+        unit = machine.device_unit("root")
+        before = machine.state(unit)["MainPID"]
+        lab.check(f"systemctl kill -s KILL '{unit}'; sleep 2; printf 'GO 100\\n' | dd of={IMAGE} conv=notrunc 2>/dev/null")
+        machine.expect("^READ-END 100")
+        after = machine.state(unit)
+        expect(after["ActiveState"] == "active" and after["MainPID"] != before, f"{unit}: {after}")
