@@ -227,8 +227,10 @@ class Lab:
         """Installs the suite from its build directory and makes the host's systemd know it."""
         tree = os.path.join(self.directory, "install")
         shutil.rmtree(tree, ignore_errors=True)
-        subprocess.run(["meson", "install", "-C", build, "--quiet", "--no-rebuild", "--destdir", tree],
-                       check=True, stdout=subprocess.DEVNULL)
+        result = subprocess.run(["meson", "install", "-C", build, "--quiet", "--no-rebuild", "--destdir", tree],
+                                check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if result.returncode != 0:
+            raise LabError(f"meson install failed: {result.stdout.strip()}")
         self.push_tree(tree, timeout)
         self.check("systemd-sysusers && systemd-tmpfiles --create && journalctl --update-catalog && "
                    "systemctl daemon-reload", timeout)

@@ -81,12 +81,8 @@ class Machine:
 
     def describe(self):
         """What vmmd itself says: the reply of io.vmmd.Machine.Describe()."""
-        script = ("import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-                  "s.sendall(b'{\\"method\\":\\"io.vmmd.Machine.Describe\\"}\\0'); d=b''\n"
-                  "while not d.endswith(b'\\0'):\n  c=s.recv(65536)\n  if not c: break\n  d+=c\n"
-                  "print(d[:-1].decode())\n")
-        command = f"python3 - /run/vmm/{self.name}/control"
-        reply = json.loads(self.lab.check(command, input=script.encode()))
+        socket = f"/run/vmm/{self.name}/control"
+        reply = json.loads(self.lab.check(f"python3 /run/lab/varlink-call.py {socket} io.vmmd.Machine.Describe"))
         if "error" in reply:
             raise LabError(f"Describe: {reply}")
         return reply["parameters"]

@@ -47,14 +47,15 @@ class Channel:
             raise Disconnected
         self.buffer += data
 
-    def frames(self):
-        """The whole frames that have arrived."""
-        while len(self.buffer) >= 5:
-            kind, size = self.buffer[:1], struct.unpack(">I", self.buffer[1:5])[0]
-            if len(self.buffer) < 5 + size:
-                return
-            payload, self.buffer = self.buffer[5:5 + size], self.buffer[5 + size:]
-            yield kind, payload
+    def frame(self):
+        """Takes the next frame that is here as a whole, or None."""
+        if len(self.buffer) < 5:
+            return None
+        kind, size = self.buffer[:1], struct.unpack(">I", self.buffer[1:5])[0]
+        if len(self.buffer) < 5 + size:
+            return None
+        payload, self.buffer = self.buffer[5:5 + size], self.buffer[5 + size:]
+        return kind, payload
 
     def write(self, data):
         while data:
@@ -148,59 +149,71 @@ def exited(command):
     return os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def handle_frames(channel, command):
+    """Obeys what has come; returns the payload of the next request where the client has given this command up."""
+    while (frame := channel.frame()) is not None:
+        if frame[0] == b"R":
+            command.kill()
+            return frame[1]
+        handle_frame(command, *frame)
+    return None
+
+
+def forward(channel, command, fd):
+    try:
+        data = os.read(fd, 65536)
+    except OSError:  # a terminal whose last process is gone
+        data = b""
+    if data:
+        channel.send(command.outputs[fd], data)
+        return
+    if command.terminal:
+        command.stdin = None
+    os.close(fd)
+    del command.outputs[fd]
+
+
 def serve_command(channel, command):
-    pending = []
-    while command.outputs:
+    """Until the command is over; returns the next request where one came before that."""
+    request = handle_frames(channel, command)
+    while command.outputs and request is None:
         over = exited(command)
         ready = channel.wait(list(command.outputs), 100)
         if channel.fd in ready:
             channel.fill()
-            for kind, payload in channel.frames():
-                if kind == b"R":
-                    pending.append((kind, payload))
-                    command.kill()
-                    return pending
-                handle_frame(command, kind, payload)
-        quiet = True
-        for fd, kind in list(command.outputs.items()):
-            if fd not in ready:
-                continue
-            quiet = False
-            try:
-                data = os.read(fd, 65536)
-            except OSError:  # a terminal whose last process is gone
-                data = b""
-            if data:
-                channel.send(kind, data)
-            else:
-                if command.terminal:
-                    command.stdin = None
-                os.close(fd)
-                del command.outputs[fd]
-        if over and quiet:
+            request = handle_frames(channel, command)
+        outputs = [fd for fd in command.outputs if fd in ready]
+        for fd in outputs:
+            forward(channel, command, fd)
+        if over and not outputs:
             break
-    return pending
+    return request
+
+
+def next_request(channel):
+    while True:
+        while (frame := channel.frame()) is not None:
+            if frame[0] == b"R":
+                return frame[1]
+        channel.wait([])
+        channel.fill()
 
 
 def serve(channel):
-    requests = []
+    request = None
     while True:
-        if not requests:
-            channel.wait([])
-            channel.fill()
-            requests = [frame for frame in channel.frames() if frame[0] == b"R"]
-            continue
-        identity, flags, text = requests.pop()[1].split(b"\0", 2)
+        identity, flags, text = (request or next_request(channel)).split(b"\0", 2)
         channel.write(MARKER + identity)
         command = Command(text.decode(), b"t" in flags)
         try:
-            requests = serve_command(channel, command)
+            request = serve_command(channel, command)
         except (Disconnected, OSError):
             command.kill()
             raise
         finally:
             status = command.close()
-        channel.send(b"X", struct.pack(">i", status))
+        if request is None:
+            channel.send(b"X", struct.pack(">i", status))
 
 
 def serve_connection(fd, busy, name):
