@@ -106,7 +106,7 @@ static bool send_to_journal(int level, int error, const char *message_id, const 
 
 int log_full(int level, int error, const char *message_id, const char *file, int line, const char *function,
         const char *format, ...) {
-        _cleanup_free_ char *text = NULL;
+        _cleanup_free_ char *text = NULL, *line_text = NULL;
         int saved = errno, code = abs(error);
         va_list ap;
         int r;
@@ -124,11 +124,14 @@ int log_full(int level, int error, const char *message_id, const char *file, int
         }
 
         if (!to_journal || !send_to_journal(level, code, message_id, file, line, function, text)) {
-                /* Under systemd the prefix keeps the level; on a terminal it would only disturb. */
-                if (getenv("JOURNAL_STREAM"))
-                        (void) dprintf(STDERR_FILENO, "<%i>%s\n", level, text);
+                /* Under systemd the prefix keeps the level; on a terminal it would only disturb. No stdio: it asks what the
+                 * descriptor is by a call that no sandbox has. */
+                bool prefix = getenv("JOURNAL_STREAM");
+                r = prefix ? asprintf(&line_text, "<%i>%s\n", level, text) : asprintf(&line_text, "%s: %s\n", program_name, text);
+                if (r < 0)
+                        line_text = NULL;
                 else
-                        (void) dprintf(STDERR_FILENO, "%s: %s\n", program_name, text);
+                        (void) write_full(STDERR_FILENO, line_text, (size_t) r);
         }
 
 finish:
