@@ -74,7 +74,8 @@ void machine_status(Machine *m, const char *format, ...) {
 static void finish(Machine *m, MachineResult result, const char *status) {
         set_state(m, MACHINE_STOPPING);
         (void) sd_notifyf(false, "STOPPING=1\nSTATUS=%s", status);
-        log_id(LOG_INFO, result == MACHINE_RESULT_SUCCESS ? MESSAGE_MACHINE_STOPPED : NULL, "%s", status);
+        if (result == MACHINE_RESULT_SUCCESS || result == MACHINE_RESULT_REBOOT)
+                log_id(LOG_INFO, MESSAGE_MACHINE_STOPPED, "%s", status); /* the others were logged as problems */
         (void) sd_event_exit(m->event, (int) result);
 }
 
@@ -228,9 +229,7 @@ static void handle_device_failure(Machine *m, MachineDevice *d) {
         machine_problem(m, MESSAGE_DEVICE_FAILED, "Device '%s' (%s) failed: %s.", name, unit ?: "?",
                 error ?: "unknown reason");
         /* A machine that has never been whole does not count as started. */
-        if (!m->ready_sent)
-                finish(m, MACHINE_RESULT_DEVICE, m->last_problem ?: "A device failed.");
-        else if (m->definition->on_device_failure == ON_DEVICE_FAILURE_STOP)
+        if (!m->ready_sent || m->definition->on_device_failure == ON_DEVICE_FAILURE_STOP)
                 finish(m, MACHINE_RESULT_DEVICE, m->last_problem ?: "A device failed.");
         else
                 machine_status(m, "Running without device '%s', which failed.", name);
