@@ -50,14 +50,33 @@ static bool is_hex_digit(char c) {
         return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
+/* How many bytes the UTF-8 sequence at `s` has (RFC 3629 §4: no surrogates, nothing overlong, nothing beyond U+10FFFF); 0 where it is none. */
+static size_t utf8_sequence(const char *s, size_t size) {
+        const uint8_t *b = (const uint8_t *) s;
+        size_t length = size == 0 ? 0 : b[0] < 0x80 ? 1 : b[0] < 0xc2 ? 0 : b[0] < 0xe0 ? 2 : b[0] < 0xf0 ? 3 : b[0] < 0xf5 ? 4 : 0;
+
+        if (length > size)
+                return 0;
+        for (size_t i = 1; i < length; i++)
+                if ((b[i] & 0xc0) != 0x80)
+                        return 0;
+        if ((length == 3 && ((b[0] == 0xe0 && b[1] < 0xa0) || (b[0] == 0xed && b[1] > 0x9f))) ||
+                (length == 4 && ((b[0] == 0xf0 && b[1] < 0x90) || (b[0] == 0xf4 && b[1] > 0x8f))))
+                return 0;
+        return length;
+}
+
 /* One string token, quotes included (RFC 8259 §7). */
 static int scan_string(Scanner *s) {
         size_t begin = s->at;
 
-        if (peek(s) != '"')
-                return wrong(s, s->at, "a string in double quotes");
-        for (s->at++; s->at < s->size; s->at++) {
+        s->at++;
+        for (size_t length; s->at < s->size; s->at += length) {
                 unsigned char c = (unsigned char) s->text[s->at];
+
+                length = utf8_sequence(s->text + s->at, s->size - s->at);
+                if (length == 0)
+                        return wrong(s, begin, "a string in UTF-8");
 
                 if (c == '"') {
                         s->at++;
@@ -396,9 +415,11 @@ static char *excerpt_at(const char *text, size_t size, size_t at) {
 
         if (asprintf(&found, "%.*s%s", (int) length, text + at, length < end - at ? "…" : "") < 0)
                 return NULL;
-        for (size_t i = 0; i < length; i++)
-                if ((unsigned char) found[i] < 0x20 || found[i] == 0x7f)
+        for (size_t i = 0, n; i < length; i += MAX(n, (size_t) 1)) {
+                n = utf8_sequence(found + i, length - i);
+                if (n == 0 || (unsigned char) found[i] < 0x20 || found[i] == 0x7f)
                         found[i] = '?';
+        }
         return found;
 }
 
@@ -462,7 +483,7 @@ int json_source_parse(const char *text, size_t size, const char *file, JsonSourc
 
         r = parse_by_json_c(copy, size, &root, &at);
         if (r == -EBADMSG)
-                return fill_error(copy, size, at, "valid UTF-8", ret_error);
+                return fill_error(copy, size, at, "JSON", ret_error);
         if (r < 0)
                 return r;
 
