@@ -19,17 +19,16 @@
 #define _noreturn_ __attribute__((noreturn))
 
 #define ELEMENTSOF(x) (sizeof(x) / sizeof((x)[0]))
-#define MIN(a, b)                                                                                              \
+/* Names that differ with each use, so that these macros nest. */
+#define CONCATENATE_(a, b) a##b
+#define CONCATENATE(a, b) CONCATENATE_(a, b)
+#define MIN(a, b) COMPARE_(a, b, <, CONCATENATE(_a_, __COUNTER__), CONCATENATE(_b_, __COUNTER__))
+#define MAX(a, b) COMPARE_(a, b, >, CONCATENATE(_a_, __COUNTER__), CONCATENATE(_b_, __COUNTER__))
+#define COMPARE_(a, b, op, ta, tb)                                                                             \
         ({                                                                                                     \
-                __typeof__(a) _min_a = (a);                                                                    \
-                __typeof__(b) _min_b = (b);                                                                    \
-                _min_a < _min_b ? _min_a : _min_b;                                                             \
-        })
-#define MAX(a, b)                                                                                              \
-        ({                                                                                                     \
-                __typeof__(a) _max_a = (a);                                                                    \
-                __typeof__(b) _max_b = (b);                                                                    \
-                _max_a > _max_b ? _max_a : _max_b;                                                             \
+                __typeof__(a) ta = (a);                                                                        \
+                __typeof__(b) tb = (b);                                                                        \
+                ta op tb ? ta : tb;                                                                            \
         })
 #define ALIGN_UP(x, a) (((x) + ((a) - 1)) & ~((__typeof__(x))(a) - 1))
 #define ALIGN_DOWN(x, a) ((x) & ~((__typeof__(x))(a) - 1))
