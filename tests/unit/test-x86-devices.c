@@ -255,6 +255,94 @@ static void keeps_the_time_that_the_guest_sets(void **state) {
         assert_int_equal(cmos_get(&cmos, 0x02), 0x05);
 }
 
+static uint64_t armed_nsec;
+static bool rtc_level;
+
+static void rtc_set_irq(bool level, void *userdata) {
+        assert_int_not_equal(rtc_level, level);
+        rtc_level = level;
+}
+
+static void rtc_arm(uint64_t nsec, void *userdata) {
+        armed_nsec = nsec;
+}
+
+/* The time that was asked for passes. */
+static void pass(Cmos *cmos) {
+        fake_nsec += armed_nsec;
+        cmos_expired(cmos);
+}
+
+static void sets_no_alarm_for_a_time_that_never_comes(void **state) {
+        Cmos cmos;
+
+        begin_clock(&cmos, "2026-11-22 01:02:03", 250000000);
+        cmos_set_interrupt(&cmos, rtc_set_irq, rtc_arm, NULL);
+        cmos_set(&cmos, 0x05, 0x24);
+        cmos_set(&cmos, 0x0B, 0x22);
+        assert_int_equal(armed_nsec, 0);
+        cmos_set(&cmos, 0x05, 0x23);
+        cmos_set(&cmos, 0x03, 0x7F);
+        assert_int_equal(armed_nsec, 0);
+        cmos_set(&cmos, 0x03, 0x59);
+        cmos_set(&cmos, 0x01, 0x61);
+        assert_int_equal(armed_nsec, 0);
+}
+
+static void interrupts_at_the_alarm(void **state) {
+        Cmos cmos;
+
+        begin_clock(&cmos, "2026-11-22 23:59:58", 250000000);
+        rtc_level = false;
+        cmos_set_interrupt(&cmos, rtc_set_irq, rtc_arm, NULL);
+        cmos_set(&cmos, 0x01, 0x00);
+        cmos_set(&cmos, 0x03, 0x00);
+        cmos_set(&cmos, 0x05, 0x00);
+        cmos_set(&cmos, 0x0B, 0x22);
+        assert_true(armed_nsec == 1750000000);
+        cmos_expired(&cmos); /* too early: nothing but the same again */
+        assert_false(rtc_level);
+        assert_true(armed_nsec == 1750000000);
+        pass(&cmos);
+        assert_true(rtc_level);
+        assert_true(armed_nsec == UINT64_C(86400000000000));
+        assert_int_equal(cmos_get(&cmos, 0x0C), 0xA0);
+        assert_false(rtc_level);
+        assert_int_equal(cmos_get(&cmos, 0x0C), 0);
+        /* Every minute, at 30 seconds. */
+        cmos_set(&cmos, 0x01, 0x30);
+        cmos_set(&cmos, 0x03, 0xFF);
+        cmos_set(&cmos, 0x05, 0xFF);
+        assert_true(armed_nsec == 30 * NSEC_PER_SEC);
+        /* The clock is set: the alarm is nearer. */
+        cmos_set(&cmos, 0x00, 0x28);
+        assert_true(armed_nsec == 2 * NSEC_PER_SEC);
+        pass(&cmos);
+        assert_true(rtc_level);
+        cmos_set(&cmos, 0x0B, 0x02);
+        assert_false(rtc_level);
+        assert_true(armed_nsec == 0);
+}
+
+static void interrupts_at_each_update(void **state) {
+        Cmos cmos;
+
+        begin_clock(&cmos, "2026-11-22 01:02:03", 400000000);
+        rtc_level = false;
+        cmos_set_interrupt(&cmos, rtc_set_irq, rtc_arm, NULL);
+        cmos_set(&cmos, 0x0B, 0x12);
+        assert_true(armed_nsec == 600000000);
+        for (unsigned i = 0; i < 3; i++) {
+                pass(&cmos);
+                assert_true(rtc_level);
+                assert_true(armed_nsec == NSEC_PER_SEC);
+                assert_int_equal(cmos_get(&cmos, 0x0C), 0x90);
+        }
+        cmos_reset(&cmos);
+        assert_true(armed_nsec == 0);
+        assert_false(rtc_level);
+}
+
 /* --- keyboard controller --- */
 
 static uint8_t i8042_get(I8042 *dev, uint64_t offset) {
@@ -380,7 +468,10 @@ int main(void) {
                 cmocka_unit_test(resets_by_the_rising_bit),
                 cmocka_unit_test(ignores_odd_accesses_to_the_clock),
                 cmocka_unit_test(survives_any_registers),
+                cmocka_unit_test(sets_no_alarm_for_a_time_that_never_comes),
                 cmocka_unit_test(shows_the_host_s_time),
+                cmocka_unit_test(interrupts_at_the_alarm),
+                cmocka_unit_test(interrupts_at_each_update),
                 cmocka_unit_test(announces_an_update_just_before_it),
                 cmocka_unit_test(keeps_the_time_that_the_guest_sets),
                 cmocka_unit_test(resets_by_the_keyboard_controller_only_when_asked),

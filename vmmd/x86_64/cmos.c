@@ -6,8 +6,11 @@
 
 /* Registers of the MC146818 (its data sheet, "Memory"); the century is where the FADT says. */
 #define REG_SECONDS 0x00
+#define REG_SECONDS_ALARM 0x01
 #define REG_MINUTES 0x02
+#define REG_MINUTES_ALARM 0x03
 #define REG_HOURS 0x04
+#define REG_HOURS_ALARM 0x05
 #define REG_WEEKDAY 0x06
 #define REG_DAY 0x07
 #define REG_MONTH 0x08
@@ -25,6 +28,11 @@
 #define B_SET 0x80           /* the clock is halted while it is being set */
 #define B_BINARY 0x04        /* else BCD */
 #define B_24_HOURS 0x02
+#define BC_ALARM 0x20  /* enables in B, flags in C */
+#define BC_UPDATE 0x10
+#define BC_MASK 0x70
+#define C_IRQ 0x80
+#define ALARM_ANY 0xC0 /* "don't care": both top bits of an alarm register */
 #define D_VALID 0x80
 #define HOURS_PM 0x80
 
@@ -100,9 +108,83 @@ static void unlatch(Cmos *cmos) {
         cmos->offset = (int64_t) timegm(&tm) - (int64_t) (cmos->now(cmos->userdata) / NSEC_PER_SEC);
 }
 
+static bool alarm_matches(uint8_t alarm, int alarm_value, uint64_t value) {
+        return (alarm & ALARM_ANY) == ALARM_ANY || (uint64_t) alarm_value == value;
+}
+
+/* Seconds until the alarm comes, 1 … 86400; 0 where it names no time. Goes by hours, then minutes, then seconds: some 150 steps. */
+static uint64_t seconds_to_alarm(const Cmos *cmos, uint64_t second_of_day) {
+        uint8_t s = cmos->bytes[REG_SECONDS_ALARM], m = cmos->bytes[REG_MINUTES_ALARM], h = cmos->bytes[REG_HOURS_ALARM];
+        int s_value = decode(cmos, s), m_value = decode(cmos, m), h_value = decode_hours(cmos, h);
+
+        for (uint64_t t = second_of_day + 1; t <= second_of_day + 86400;) {
+                if (!alarm_matches(h, h_value, t / 3600 % 24))
+                        t = (t / 3600 + 1) * 3600;
+                else if (!alarm_matches(m, m_value, t / 60 % 60))
+                        t = (t / 60 + 1) * 60;
+                else if (!alarm_matches(s, s_value, t % 60))
+                        t++;
+                else
+                        return t - second_of_day;
+        }
+        return 0;
+}
+
+static void update_irq(Cmos *cmos) {
+        bool level = (cmos->bytes[REG_B] & cmos->bytes[REG_C] & BC_MASK) != 0;
+
+        cmos->bytes[REG_C] = (cmos->bytes[REG_C] & ~C_IRQ) | (level ? C_IRQ : 0);
+        if (!cmos->set_irq || level == cmos->irq)
+                return;
+        cmos->irq = level;
+        cmos->set_irq(level, cmos->userdata);
+}
+
+/* Looks at what the guest awaits now, and sets the timer for the nearer of the two. */
+static void rearm(Cmos *cmos) {
+        uint64_t nsec, now, next, wait;
+
+        cmos->update_at = cmos->alarm_at = 0;
+        if (!cmos->arm)
+                return;
+        nsec = cmos->now(cmos->userdata);
+        now = nsec / NSEC_PER_SEC;
+        if (!halted(cmos) && (cmos->bytes[REG_B] & BC_UPDATE))
+                cmos->update_at = now + 1;
+        if (!halted(cmos) && (cmos->bytes[REG_B] & BC_ALARM)) {
+                int64_t guest = (int64_t) now + cmos->offset;
+
+                wait = seconds_to_alarm(cmos, (uint64_t) (((guest % 86400) + 86400) % 86400));
+                if (wait > 0)
+                        cmos->alarm_at = now + wait;
+        }
+
+        next = cmos->update_at != 0 ? cmos->update_at : cmos->alarm_at;
+        cmos->arm(next != 0 ? next * NSEC_PER_SEC - nsec : 0, cmos->userdata);
+}
+
+void cmos_expired(Cmos *cmos) {
+        uint64_t now = cmos->now(cmos->userdata) / NSEC_PER_SEC;
+
+        /* The timer runs by another clock than this one, so it may be early: then it is just set again. */
+        if (cmos->update_at != 0 && now >= cmos->update_at)
+                cmos->bytes[REG_C] |= BC_UPDATE;
+        if (cmos->alarm_at != 0 && now >= cmos->alarm_at)
+                cmos->bytes[REG_C] |= BC_ALARM;
+        update_irq(cmos);
+        rearm(cmos);
+}
+
 void cmos_init(Cmos *cmos) {
         *cmos = (Cmos) { .now = host_now };
         cmos_reset(cmos);
+}
+
+void cmos_set_interrupt(Cmos *cmos, void (*set_irq)(bool level, void *userdata), void (*arm)(uint64_t nsec, void *userdata),
+        void *userdata) {
+        cmos->set_irq = set_irq;
+        cmos->arm = arm;
+        cmos->userdata = userdata;
 }
 
 void cmos_reset(Cmos *cmos) {
@@ -113,6 +195,8 @@ void cmos_reset(Cmos *cmos) {
         cmos->bytes[REG_B] = B_24_HOURS;
         cmos->bytes[REG_C] = 0;
         cmos->bytes[REG_D] = D_VALID;
+        update_irq(cmos);
+        rearm(cmos);
 }
 
 static uint8_t read_register(Cmos *cmos, uint8_t reg) {
@@ -120,7 +204,20 @@ static uint8_t read_register(Cmos *cmos, uint8_t reg) {
                 latch(cmos);
         if (reg == REG_A && !halted(cmos) && cmos->now(cmos->userdata) % NSEC_PER_SEC >= NSEC_PER_SEC - UPDATE_NSEC)
                 return cmos->bytes[REG_A] | A_UPDATE_IN_PROGRESS;
+        if (reg == REG_C) {
+                uint8_t flags = cmos->bytes[REG_C];
+
+                /* Reading takes all flags away, and with them the interrupt. */
+                cmos->bytes[REG_C] = 0;
+                update_irq(cmos);
+                return flags;
+        }
         return cmos->bytes[reg];
+}
+
+static bool moves_interrupts(uint8_t reg) {
+        return is_time_register(reg) || reg == REG_SECONDS_ALARM || reg == REG_MINUTES_ALARM || reg == REG_HOURS_ALARM ||
+                reg == REG_A || reg == REG_B;
 }
 
 static void write_register(Cmos *cmos, uint8_t reg, uint8_t value) {
@@ -133,10 +230,12 @@ static void write_register(Cmos *cmos, uint8_t reg, uint8_t value) {
 
         cmos->bytes[reg] = reg == REG_A ? value & ~A_UPDATE_IN_PROGRESS : value;
 
-        if (halted(cmos))
-                return;
-        if (was_halted || is_time_register(reg))
+        if (!halted(cmos) && (was_halted || is_time_register(reg)))
                 unlatch(cmos);
+        if (moves_interrupts(reg)) {
+                update_irq(cmos);
+                rearm(cmos);
+        }
 }
 
 void cmos_read(Cmos *cmos, uint64_t offset, void *data, size_t size) {
@@ -182,8 +281,10 @@ int cmos_load(Cmos *cmos, StateReader *reader, char **ret_message) {
                 return set_message(ret_message, -EBADMSG, "State section cmos.0 has a clock offset of %lld s, expected at most 2^40.",
                         (long long) loaded.offset);
 
-        loaded.bytes[REG_C] = 0;
+        loaded.bytes[REG_C] &= BC_MASK;
         loaded.bytes[REG_D] = D_VALID;
         *cmos = loaded;
+        update_irq(cmos);
+        rearm(cmos);
         return 0;
 }
