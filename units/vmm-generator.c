@@ -161,6 +161,8 @@ static int put_open(FILE *f, const char *name, const char *mode, const char *pat
 }
 
 static void put_mounts(FILE *f, const char *path) {
+        if (startswith(path, "/dev/"))
+                return;
         (void) fputs("RequiresMountsFor=", f);
         put_word(f, path, false);
         (void) fputc('\n', f);
