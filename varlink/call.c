@@ -6,6 +6,9 @@
 
 #include "server-internal.h"
 
+/* How every user and group looks that our user namespace does not map (user_namespaces(7)): no identity to grant anything to. */
+#define OVERFLOW_ID 65534
+
 /* What of a peer's own text is sent back to him, at most. */
 #define ECHO_MAX 256
 
@@ -435,7 +438,7 @@ pid_t varlink_call_peer_pid(VarlinkCall *call) {
 bool varlink_call_peer_in_group(VarlinkCall *call, gid_t gid) {
         Connection *c = call->connection;
 
-        if (gid == (gid_t) -1)
+        if (gid == (gid_t) -1 || gid == OVERFLOW_ID)
                 return false;
         if (c->peer.gid == gid)
                 return true;
@@ -453,7 +456,9 @@ int varlink_call_is_privileged(VarlinkCall *call) {
                 return -ENOTCONN;
         if (s->authorize)
                 return s->authorize(call, s->authorize_userdata);
-        return uid == 0 || (uid != (uid_t) -1 && uid == s->uid) || varlink_call_peer_in_group(call, s->access_group);
+        if (uid == 0 || (uid == s->uid && uid != (uid_t) -1 && uid != OVERFLOW_ID))
+                return 1;
+        return varlink_call_peer_in_group(call, s->access_group);
 }
 
 void varlink_call_on_close(VarlinkCall *call, VarlinkClosed closed, void *userdata) {

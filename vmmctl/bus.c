@@ -220,6 +220,9 @@ char *unit_state_problem(const UnitState *s) {
 
         if (streq(s->load_state, "masked"))
                 return print("its unit is masked");
+        /* The unit takes this one for a success, but it is not what a stopped machine looks like. */
+        if (streq(s->result, "success") && s->exec_main_code == CLD_EXITED && s->exec_main_status == 32)
+                return strdup(exit_status_meaning(32));
         if (streq(s->result, "success"))
                 return NULL;
         if (streq(s->result, "exit-code") && s->exec_main_code == CLD_EXITED && s->exec_main_status != 0) {

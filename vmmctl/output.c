@@ -176,12 +176,14 @@ int table_print(const Table *t, const char *indent) {
         for (size_t i = 0; i < t->n_cells; i++) {
                 size_t column = i % t->n_columns;
                 bool last = column + 1 == t->n_columns || i + 1 == t->n_cells;
+                /* No blanks at the end of a line whose last cell is empty. */
+                bool pad = !last && (column + 2 < t->n_columns || *t->cells[i + 1]);
 
                 (void) printf("%s%s%s%s", column == 0 ? indent : "", color(t->colors[i]), t->cells[i],
                         t->colors[i] == COLOR_NONE ? "" : color_end());
                 if (last)
                         (void) putchar('\n');
-                else
+                else if (pad)
                         (void) printf("%*s", (int) (column_width(t, column) - width(t->cells[i]) + 2), "");
         }
         return 0;

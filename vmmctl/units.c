@@ -186,6 +186,10 @@ static char *explain(sd_bus *bus, const char *name, const Job *job) {
 
         if (!escaped)
                 return NULL;
+        /* For a pattern, where a backslash would stand for what follows it. */
+        for (char *c = escaped; *c; c++)
+                if (*c == '\\')
+                        *c = '?';
         if (unit_state_get(bus, job->unit, &s) >= 0)
                 problem = unit_state_problem(&s);
         if (job->result && (streq(job->result, "dependency") || streq(job->result, "failed")))
