@@ -10,18 +10,27 @@
 
 #define SECTOR 512U
 #define DIRECT_ALIGNMENT_MAX 4096U
+#define LOCK_WAIT_USEC (3 * USEC_PER_SEC)
+#define LOCK_LOOK_USEC (10 * USEC_PER_MSEC)
 
 /* An open file description lock goes with the description, so it also holds where the service manager opened the file, and ends when the
- * last copy is closed. Readers share, a writer is alone. */
+ * last copy is closed. Readers share, a writer is alone.
+ *
+ * A helper that was killed leaves its ring to the kernel, which finishes what is in it and only then lets go of the file. So the lock is
+ * waited for; and once it is ours, no write of our predecessor can come late. */
 static int lock_image(int fd, bool read_only, const char *path) {
         struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
+        uint64_t end = now_usec() + LOCK_WAIT_USEC;
 
-        if (fcntl(fd, F_OFD_SETLK, &lock) >= 0)
-                return 0;
-        if (errno == EAGAIN || errno == EACCES)
-                return log_error_errno(EBUSY, "%s is in use by another process; it was not opened for %s.", path,
-                        read_only ? "reading" : "writing");
-        return log_error_errno(errno, "Cannot lock %s: %m", path);
+        while (fcntl(fd, F_OFD_SETLK, &lock) < 0) {
+                if (errno != EAGAIN && errno != EACCES && errno != EINTR)
+                        return log_error_errno(errno, "Cannot lock %s: %m", path);
+                if (now_usec() >= end)
+                        return log_error_errno(EBUSY, "%s is in use by another process; it was not opened for %s.", path,
+                                read_only ? "reading" : "writing");
+                (void) usleep(LOCK_LOOK_USEC);
+        }
+        return 0;
 }
 
 /* The mode of a descriptor that others opened has to fit. */
