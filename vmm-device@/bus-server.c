@@ -31,9 +31,8 @@ struct BusServer {
         void (*on_connection)(void *userdata, bool connected);
         void *on_connection_userdata;
 
-        int listen_fd, fd;
-        sd_event_source *listen_source, *source;
-        bool greeted;
+        int listen_fd, newcomer_fd, fd; /* the newcomer has not greeted yet, the other one is served */
+        sd_event_source *listen_source, *newcomer_source, *source;
 
         pthread_t thread;
         bool thread_made;
@@ -252,7 +251,7 @@ int bus_server_new(sd_event *event, const BusDevice *device, void *userdata, Bus
         s->event = event;
         s->device = device;
         s->userdata = userdata;
-        s->listen_fd = s->fd = -EBADF;
+        s->listen_fd = s->newcomer_fd = s->fd = -EBADF;
         s->wanted = WANTED_PARK;
         s->nonsense = (LogRateLimit) { .interval_usec = 10 * USEC_PER_SEC, .burst = 3 };
         (void) pthread_mutex_init(&s->lock, NULL);
@@ -276,17 +275,21 @@ static void drop_irqs(BusServer *s) {
 }
 
 static void disconnect(BusServer *s) {
-        bool was = s->greeted;
+        if (s->fd < 0)
+                return;
 
-        if (s->memory)
-                order(s, WANTED_PARK);
+        order(s, WANTED_PARK);
         s->memory = bus_memory_unmap(s->memory, s->n_slots);
         drop_irqs(s);
         s->source = sd_event_source_disable_unref(s->source);
         s->fd = safe_close(s->fd);
-        s->greeted = false;
-        if (was && s->on_connection)
+        if (s->on_connection)
                 s->on_connection(s->on_connection_userdata, false);
+}
+
+static void drop_newcomer(BusServer *s) {
+        s->newcomer_source = sd_event_source_disable_unref(s->newcomer_source);
+        s->newcomer_fd = safe_close(s->newcomer_fd);
 }
 
 BusServer *bus_server_free(BusServer *s) {
@@ -294,6 +297,7 @@ BusServer *bus_server_free(BusServer *s) {
                 return NULL;
 
         s->on_connection = NULL;
+        drop_newcomer(s);
         disconnect(s);
         s->listen_source = sd_event_source_disable_unref(s->listen_source);
         s->listen_fd = safe_close(s->listen_fd);
@@ -330,8 +334,8 @@ static void restore(BusServer *s) {
         }
 }
 
-/* Checks the greeting and takes over what came with it: fds[0] is the memory, then the interrupt lines. */
-static int accept_hello(BusServer *s, const BusHello *hello, size_t size, int *fds, size_t n_fds, char **ret_message) {
+/* Checks a greeting, and what came with it: fds[0] is the memory, which is mapped, then the interrupt lines. */
+static int check_hello(BusServer *s, const BusHello *hello, size_t size, const int *fds, size_t n_fds, BusMemory **ret, char **ret_message) {
         int r;
 
         r = bus_hello_check(hello, size, n_fds, ret_message);
@@ -350,17 +354,11 @@ static int accept_hello(BusServer *s, const BusHello *hello, size_t size, int *f
                         return set_message(ret_message, -errno, "interrupt line %zu cannot be used", i - 1);
         }
 
-        r = bus_memory_map(fds[0], hello->n_slots, &s->memory);
+        r = bus_memory_map(fds[0], hello->n_slots, ret);
         if (r == -EPERM)
                 return set_message(ret_message, r, "the memory is not a memfd sealed against shrinking");
         if (r < 0)
                 return set_message(ret_message, r, "the memory cannot be mapped: %s", strerror(-r));
-        s->n_slots = hello->n_slots;
-
-        (void) pthread_mutex_lock(&s->irq_lock);
-        for (size_t i = 1; i < n_fds; i++)
-                s->irq_fds[s->n_irqs++] = TAKE_FD(fds[i]);
-        (void) pthread_mutex_unlock(&s->irq_lock);
         return 0;
 }
 
@@ -371,49 +369,10 @@ static void send_reply(BusServer *s, int fd, int error, const char *text) {
         (void) send_with_fds(fd, &reply, sizeof(reply), NULL, 0);
 }
 
-static int on_hello(BusServer *s) {
-        _cleanup_free_ char *message = NULL;
-        int fds[1 + BUS_IRQS_MAX];
-        size_t n_fds = ELEMENTSOF(fds);
-        BusHello hello;
-        ssize_t n;
-        int r;
-
-        /* One greeting is one sendmsg() of 40 bytes, which a stream socket delivers in one piece; whoever sends less is refused. */
-        n = recv_with_fds(s->fd, &hello, sizeof(hello), fds, &n_fds, MSG_DONTWAIT);
-        if (n == -EAGAIN)
-                return 0;
-        if (n <= 0)
-                return n < 0 ? (int) n : -ECONNRESET;
-
-        r = accept_hello(s, &hello, (size_t) n, fds, n_fds, &message);
-        for (size_t i = 0; i < n_fds; i++)
-                fds[i] = safe_close(fds[i]);
-        if (r < 0) {
-                log_warning_errno(r, "Refused a connection to the bus: %s.", message ?: strerror(-r));
-                send_reply(s, s->fd, r, message);
-                return r;
-        }
-
-        restore(s);
-        order(s, WANTED_SERVE);
-        s->greeted = true;
-        send_reply(s, s->fd, 0, NULL);
-        if (s->on_connection)
-                s->on_connection(s->on_connection_userdata, true);
-        return 0;
-}
-
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         BusServer *s = userdata;
         uint8_t byte;
         ssize_t n;
-
-        if (!s->greeted) {
-                if (on_hello(s) < 0)
-                        disconnect(s);
-                return 0;
-        }
 
         n = recv(fd, &byte, sizeof(byte), MSG_DONTWAIT);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -428,23 +387,88 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 static bool is_taken(BusServer *s) {
         uint8_t byte;
 
-        return s->greeted && !(recv(s->fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_PEEK) == 0);
+        return s->fd >= 0 && recv(s->fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_PEEK) != 0;
+}
+
+/* The newcomer is the client now. Takes the memory and the interrupt lines. */
+static int begin_session(BusServer *s, const BusHello *hello, BusMemory *memory, int *fds, size_t n_fds) {
+        int r;
+
+        disconnect(s);
+        s->newcomer_source = sd_event_source_disable_unref(s->newcomer_source); /* one source a descriptor */
+        r = sd_event_add_io(s->event, &s->source, s->newcomer_fd, EPOLLIN, on_io, s);
+        if (r < 0)
+                return r;
+        s->fd = TAKE_FD(s->newcomer_fd);
+        s->memory = memory;
+        s->n_slots = hello->n_slots;
+
+        (void) pthread_mutex_lock(&s->irq_lock);
+        for (size_t i = 1; i < n_fds; i++)
+                s->irq_fds[s->n_irqs++] = TAKE_FD(fds[i]);
+        (void) pthread_mutex_unlock(&s->irq_lock);
+
+        restore(s);
+        order(s, WANTED_SERVE);
+        send_reply(s, s->fd, 0, NULL);
+        if (s->on_connection)
+                s->on_connection(s->on_connection_userdata, true);
+        return 0;
+}
+
+static int greeted(BusServer *s, const BusHello *hello, size_t size, int *fds, size_t n_fds, char **ret_message) {
+        BusMemory *memory = NULL;
+        int r;
+
+        if (is_taken(s))
+                return set_message(ret_message, -EBUSY, "somebody else is connected");
+        r = check_hello(s, hello, size, fds, n_fds, &memory, ret_message);
+        if (r < 0)
+                return r;
+        r = begin_session(s, hello, memory, fds, n_fds);
+        if (r < 0)
+                (void) bus_memory_unmap(memory, hello->n_slots);
+        return r;
+}
+
+static int on_newcomer(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
+        _cleanup_free_ char *message = NULL;
+        BusServer *s = userdata;
+        int fds[1 + BUS_IRQS_MAX];
+        size_t n_fds = ELEMENTSOF(fds);
+        BusHello hello;
+        ssize_t n;
+        int r;
+
+        /* One greeting is one sendmsg() of 40 bytes, which a stream socket delivers in one piece; whoever sends less is refused. */
+        n = recv_with_fds(fd, &hello, sizeof(hello), fds, &n_fds, MSG_DONTWAIT);
+        if (n == -EAGAIN)
+                return 0;
+        if (n <= 0) {
+                drop_newcomer(s);
+                return 0;
+        }
+
+        r = greeted(s, &hello, (size_t) n, fds, n_fds, &message);
+        for (size_t i = 0; i < n_fds; i++)
+                fds[i] = safe_close(fds[i]);
+        if (r < 0) {
+                (void) log_warning_errno(r, "Refused a connection to the bus: %s.", message ?: strerror(-r));
+                send_reply(s, fd, r, message);
+                drop_newcomer(s);
+        }
+        return 0;
 }
 
 int bus_server_adopt(BusServer *s, int fd) {
         _cleanup_close_ int owned = fd;
         int r;
 
-        if (is_taken(s)) {
-                send_reply(s, owned, -EBUSY, "somebody else is connected");
-                return -EBUSY;
-        }
-        disconnect(s);
-
-        r = sd_event_add_io(s->event, &s->source, owned, EPOLLIN, on_io, s);
+        drop_newcomer(s); /* who connects and says nothing keeps nobody out */
+        r = sd_event_add_io(s->event, &s->newcomer_source, owned, EPOLLIN, on_newcomer, s);
         if (r < 0)
                 return r;
-        s->fd = TAKE_FD(owned);
+        s->newcomer_fd = TAKE_FD(owned);
         return 0;
 }
 
@@ -457,7 +481,7 @@ static int on_listen(sd_event_source *source, int fd, uint32_t revents, void *us
                 return 0;
         r = bus_server_adopt(s, client);
         if (r < 0)
-                (void) log_warning_errno(r, "Turned a connection to the bus away: %m");
+                (void) log_warning_errno(r, "Cannot take a connection to the bus: %m");
         return 0;
 }
 
@@ -482,7 +506,7 @@ void bus_server_on_connection(BusServer *s, void (*callback)(void *userdata, boo
 }
 
 bool bus_server_is_connected(BusServer *s) {
-        return s->greeted;
+        return s->fd >= 0;
 }
 
 void bus_server_interrupt(BusServer *s, unsigned index) {

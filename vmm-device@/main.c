@@ -11,6 +11,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
+#include <systemd/sd-id128.h>
 
 #include "bus-server.h"
 #include "config.h"
@@ -272,7 +273,11 @@ static int serve(Helper *h) {
 /* Stage 4: what the process may still do is what its policy names. */
 static int enter_sandbox(const Arguments *a) {
         const SandboxPolicy *policy = sandbox_policy_find(sandbox_policies, a->class->policy);
+        sd_id128_t id;
         int r;
+
+        /* sd-event spreads its timers by the boot id, which it reads from a file when the first one is armed; libsystemd remembers it. */
+        (void) sd_id128_get_boot(&id);
 
         if (!a->sandbox) {
                 log_warning("Running without a seccomp policy, as asked.");

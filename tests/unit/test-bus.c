@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -92,6 +93,7 @@ static int spawn_server(pid_t *ret_pid) {
                 Registers registers = {};
                 sd_event *event = NULL;
 
+                (void) prctl(PR_SET_PDEATHSIG, SIGKILL);
                 (void) close(pair[0]);
                 if (sd_event_new(&event) < 0 || bus_server_new(event, &registers_device, &registers, &registers.server) < 0 ||
                     bus_server_adopt(registers.server, pair[1]) < 0)
