@@ -43,7 +43,7 @@ def reboot_in_the_guest_keeps_the_unit_and_its_processes(lab):
         machine.start()
         before = machine.state()
         helpers = {device: machine.state(machine.device_unit(device))["MainPID"] for device in machine.devices}
-        machine.expect("^INIT-CONSOLE", count=3)
+        machine.expect("^INIT-STEPS", count=3)
         after = machine.state()
         expect(after["ActiveState"] == "active", f"the unit is {after['ActiveState']}\n{machine.journal()}")
         for key in ("MainPID", "InvocationID"):
