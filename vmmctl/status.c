@@ -230,7 +230,7 @@ static void print_resources(sd_bus *bus, const MachineView *v) {
 }
 
 static void add_device_row(Table *t, const DeviceView *d) {
-        const char *state = d->state ?: d->has_unit_state ? d->unit_state.active_state : "-";
+        const char *said = d->problem && *d->unit_state.status_text ? d->unit_state.status_text : NULL;
 
         table_add(t, COLOR_NONE, "%s", d->name);
         table_add(t, COLOR_NONE, "%s", d->type);
@@ -240,7 +240,8 @@ static void add_device_row(Table *t, const DeviceView *d) {
                 table_add(t, color_of_state(d->unit_state.active_state), "%s (%s)", d->unit, d->unit_state.active_state);
         else
                 table_add(t, COLOR_NONE, "%s", d->unit);
-        table_add(t, streq(state, "failed") ? COLOR_RED : COLOR_YELLOW, "%s", d->error ?: d->problem ?: "");
+        /* Where it failed, its last words say more than systemd's. */
+        table_add(t, COLOR_RED, "%s", d->error ?: said ?: d->problem ?: "");
 }
 
 static int print_devices(sd_bus *bus, const MachineView *v) {

@@ -151,29 +151,46 @@ static int reload_if_needed(Work *w) {
         return r;
 }
 
-/* Which of a machine's devices did not come up; NULL where none is known. */
-static char *failed_devices(sd_bus *bus, const char *name) {
-        _cleanup_free_ char *escaped = unit_name_escape(name), *prefix = NULL, *list = NULL;
-        _cleanup_strings_ char **units = NULL;
+/* Adds "  UNIT: why" to *text where that unit did not end well. */
+static int add_unit_problem(sd_bus *bus, const char *unit, char **text) {
+        _cleanup_(unit_state_done) UnitState s = {};
+        _cleanup_free_ char *problem = NULL;
+        const char *said;
+        char *longer;
 
-        /* All of them, sifted here: a pattern would take the backslashes of escaped names for its own. */
-        if (!escaped || units_list(bus, "vmm-device@*", "failed", &units) < 0)
-                return NULL;
-        if (asprintf(&prefix, "vmm-device@%s-", escaped) < 0) {
-                prefix = NULL;
-                return NULL;
-        }
-        for (char **unit = units; *unit; unit++) {
-                char *longer;
+        if (!unit)
+                return -ENOMEM;
+        if (unit_state_get(bus, unit, &s) < 0)
+                return 0;
+        problem = unit_state_problem(&s);
+        if (!problem)
+                return 0;
+        said = s.status_text && *s.status_text ? s.status_text : NULL;
+        if (asprintf(&longer, "%s\n  %s: %s%s%s%s", *text ?: "", unit, said ?: problem, said ? " (" : "", said ? problem : "",
+                    said ? ")" : "") < 0)
+                return -ENOMEM;
+        free(*text);
+        *text = longer;
+        return 0;
+}
 
-                if (!startswith(*unit, prefix))
-                        continue;
-                if (asprintf(&longer, "%s%s%s", list ?: "", list ? ", " : "", *unit) < 0)
-                        return NULL;
-                free(list);
-                list = longer;
+/* What went wrong with a machine's devices, a line each; NULL where nothing is known. */
+static char *device_problems(sd_bus *bus, const char *name) {
+        _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
+        _cleanup_(definition_error_done) DefinitionError e = {};
+        _cleanup_free_ char *text = NULL;
+        int r;
+
+        r = definition_load(NULL, name, &d, &e);
+        for (size_t i = 0; r >= 0 && i < d->n_devices; i++) {
+                _cleanup_free_ char *service = device_unit_name(name, d->devices[i].name, "service"),
+                                    *socket = device_unit_name(name, d->devices[i].name, "socket");
+
+                r = add_unit_problem(bus, service, &text);
+                if (r >= 0)
+                        r = add_unit_problem(bus, socket, &text);
         }
-        return TAKE_PTR(list);
+        return TAKE_PTR(text);
 }
 
 /* Puts together why a unit is not running: the job's result, the unit's, what the service said last, and where to read on. */
@@ -192,12 +209,10 @@ static char *explain(sd_bus *bus, const char *name, const Job *job) {
                         *c = '?';
         if (unit_state_get(bus, job->unit, &s) >= 0)
                 problem = unit_state_problem(&s);
-        if (job->result && (streq(job->result, "dependency") || streq(job->result, "failed")))
-                devices = failed_devices(bus, name);
+        devices = device_problems(bus, name);
         why = streq_ptr(job->result, "dependency") ? "something it needs failed" : "its unit failed";
-        r = asprintf(&text, "%s%s%s%s%s%s\n  See journalctl -b -e -u '%s' -u 'vmm-device@%s-*'", problem ?: why,
-                s.status_text && *s.status_text ? ": " : "", s.status_text ?: "",
-                devices ? " (failed: " : "", devices ?: "", devices ? ")" : "", job->unit, escaped);
+        r = asprintf(&text, "%s%s%s%s\n  See journalctl -b -e -u '%s' -u 'vmm-device@%s-*'", problem ?: why,
+                s.status_text && *s.status_text ? ": " : "", s.status_text ?: "", devices ?: "", job->unit, escaped);
         return r < 0 ? NULL : text;
 }
 
