@@ -146,7 +146,8 @@ static void says_where_the_registers_are(void **state) {
         mcfg = find_table(&memory, rsdp, "MCFG", &length);
         assert_int_equal(length, 60);
         assert_int_equal(load_le64(mcfg + 44), X86_PCI_ECAM_BASE);
-        assert_int_equal(mcfg[55], 255);
+        assert_int_equal(mcfg[55], X86_PCI_BUSES - 1);
+        assert_int_equal(X86_PCI_ECAM_SIZE, (uint64_t) X86_PCI_BUSES << 20);
         facs = find_table(&memory, rsdp, "FACS", &length);
         assert_int_equal(length, 64);
         assert_int_equal((facs - (const uint8_t *) guest_memory_at(&memory, 0, 1)) % 64, 0);

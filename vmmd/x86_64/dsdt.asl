@@ -31,7 +31,7 @@ DefinitionBlock ("", "DSDT", 2, "VMMD", "VMMDDSDT", 0x00000001)
             Name (RSRC, ResourceTemplate ()
             {
                 WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
-                    0x0000, 0x0000, 0x00FF, 0x0000, 0x0100)
+                    0x0000, 0x0000, 0x0000, 0x0000, 0x0001)
                 IO (Decode16, 0x0CF8, 0x0CF8, 0x01, 0x08)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
                     0x0000, 0x0000, 0x0CF7, 0x0000, 0x0CF8)
@@ -98,7 +98,7 @@ DefinitionBlock ("", "DSDT", 2, "VMMD", "VMMDDSDT", 0x00000001)
             Name (_UID, 0)
             Name (_CRS, ResourceTemplate ()
             {
-                Memory32Fixed (ReadWrite, 0xE0000000, 0x10000000)
+                Memory32Fixed (ReadWrite, 0xE0000000, 0x00100000)
                 IO (Decode16, 0x0600, 0x0600, 0x01, 0x06)
             })
         }
