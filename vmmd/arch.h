@@ -4,6 +4,8 @@
 /* Everything that knows an architecture, behind one interface: interrupt controllers, firmware tables, boot, registers of
  * vCPUs, and the few devices that every machine of that architecture has. Implemented by x86_64/arch.c (and aarch64/arch.c). */
 
+#include <systemd/sd-event.h>
+
 #include "guest-memory.h"
 #include "io-space.h"
 #include "kvm.h"
@@ -56,6 +58,9 @@ int arch_new(Kvm *kvm, IoSpace *pio, IoSpace *mmio, const GuestMemory *memory, c
         char **ret_message);
 Arch *arch_free(Arch *arch);
 DEFINE_CLEANUP(Arch, arch_free)
+
+/* Takes up what the platform devices need of the event loop: the clock's alarm. */
+int arch_attach_event(Arch *arch, sd_event *event);
 
 /* Registers PCI's configuration mechanisms. */
 int arch_attach_pci(Arch *arch, PciBus *bus);

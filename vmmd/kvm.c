@@ -167,18 +167,27 @@ void kvm_route_msi_free(Kvm *kvm, unsigned gsi) {
         (void) pthread_mutex_unlock(&kvm->routing_lock);
 }
 
+static bool is_routed(const GsiRoute *route) {
+        return route->kind == ROUTE_IRQCHIP || route->kind == ROUTE_MSI;
+}
+
 /* With the lock held. The kernel takes the table as a whole only. */
 static int commit(Kvm *kvm) {
         _cleanup_free_ struct kvm_irq_routing *table = NULL;
         size_t n = 0;
 
-        table = calloc(1, sizeof(*table) + 2 * KVM_GSI_MAX * sizeof(table->entries[0]));
+        for (unsigned i = 0; i < KVM_GSI_MAX; i++)
+                if (is_routed(&kvm->routes[i]))
+                        n += kvm->routes[i].has_second ? 2 : 1;
+        table = calloc(1, sizeof(*table) + n * sizeof(table->entries[0]));
         if (!table)
                 return -ENOMEM;
+
+        n = 0;
         for (unsigned i = 0; i < KVM_GSI_MAX; i++) {
                 const GsiRoute *route = &kvm->routes[i];
 
-                if (route->kind != ROUTE_IRQCHIP && route->kind != ROUTE_MSI)
+                if (!is_routed(route))
                         continue;
                 table->entries[n++] = route->entry;
                 if (route->has_second)
@@ -189,7 +198,7 @@ static int commit(Kvm *kvm) {
 }
 
 int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint32_t data, uint32_t device_id) {
-        GsiRoute *route = &kvm->routes[gsi];
+        GsiRoute *route = &kvm->routes[gsi], before;
         struct kvm_irq_routing_entry entry = {
                 .gsi = gsi,
                 .type = KVM_IRQ_ROUTING_MSI,
@@ -204,6 +213,7 @@ int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint
         }
 
         (void) pthread_mutex_lock(&kvm->routing_lock);
+        before = *route;
         if (!valid) {
                 if (route->kind == ROUTE_MSI) {
                         route->kind = ROUTE_RESERVED;
@@ -212,6 +222,10 @@ int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint
         } else if (route->kind != ROUTE_MSI || memcmp(&route->entry, &entry, sizeof(entry)) != 0) {
                 *route = (GsiRoute) { .kind = ROUTE_MSI, .entry = entry };
                 r = commit(kvm);
+                /* KVM refuses some messages that a guest may write (reserved bits of the address). Kept, such a one would have
+                 * every later table refused, of all devices. */
+                if (r < 0)
+                        *route = before;
         }
         (void) pthread_mutex_unlock(&kvm->routing_lock);
         return r;

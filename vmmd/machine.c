@@ -173,6 +173,9 @@ static void reset_now(Machine *m) {
 static void handle_paused(Machine *m) {
         MachineAfterPause action = m->after_pause;
 
+        /* Word of a pause that was over before it was heard: the one awaited is still to come. */
+        if (!vcpu_set_is_paused(&m->vcpus))
+                return;
         m->after_pause = AFTER_PAUSE_NOTHING;
         if (action == AFTER_PAUSE_RESET)
                 reset_now(m);
@@ -358,6 +361,9 @@ static int make_platform(Machine *m, char **ret_message) {
         int r;
 
         r = arch_new(&m->kvm, &m->pio, &m->mmio, &m->memory, &config, &m->arch, ret_message);
+        if (r < 0)
+                return r;
+        r = arch_attach_event(m->arch, m->event);
         if (r < 0)
                 return r;
         arch_pci_window(&window, &window_size);

@@ -68,6 +68,7 @@ Msix *msix_free(Msix *msix) {
                 if (msix->gsis[i] >= 0 && msix->device->bus)
                         kvm_route_msi_free(msix->device->bus->kvm, (unsigned) msix->gsis[i]);
         free(msix->bindings);
+        (void) pthread_mutex_destroy(&msix->lock);
         return mfree(msix);
 }
 
@@ -205,6 +206,7 @@ int msix_save(const Msix *msix, unsigned slot, StateWriter *w) {
 }
 
 int msix_load(Msix *msix, unsigned slot, StateReader *r, char **ret_message) {
+        Entry entries[MSIX_VECTORS_MAX];
         uint32_t n;
         int k;
 
@@ -215,12 +217,18 @@ int msix_load(Msix *msix, unsigned slot, StateReader *r, char **ret_message) {
         if (n != msix->n_vectors)
                 return set_message(ret_message, -EBADMSG, "PCI slot %u has %u MSI-X vectors, the state %u.", slot,
                         msix->n_vectors, n);
+        state_get_blob(r, entries, n * sizeof(Entry));
+        k = state_leave(r, ret_message);
+        if (k < 0)
+                return k;
+
         (void) pthread_mutex_lock(&msix->lock);
-        state_get_blob(r, msix->entries, msix->n_vectors * sizeof(Entry));
-        for (unsigned i = 0; i < n; i++)
+        for (unsigned i = 0; i < n; i++) {
+                msix->entries[i] = entries[i];
                 msix->entries[i].control &= PCI_MSIX_ENTRY_CTRL_MASKBIT;
+        }
         msix->control = load_le16(msix->device->config + msix->capability + PCI_MSIX_FLAGS);
         update_all(msix);
         (void) pthread_mutex_unlock(&msix->lock);
-        return state_leave(r, ret_message);
+        return 0;
 }

@@ -125,6 +125,13 @@ static void update_mappings(PciDevice *device) {
         }
 }
 
+/* All devices': where two BARs were set to one place, the second appears when the first has moved away. */
+static void update_all_mappings(PciBus *bus) {
+        for (unsigned i = 0; i < PCI_SLOTS; i++)
+                if (bus->devices[i])
+                        update_mappings(bus->devices[i]);
+}
+
 /* With the bus lock held. */
 static void config_access(PciBus *bus, unsigned slot, unsigned offset, void *data, unsigned size, bool is_write) {
         PciDevice *device = slot < PCI_SLOTS ? bus->devices[slot] : NULL;
@@ -149,7 +156,7 @@ static void config_access(PciBus *bus, unsigned slot, unsigned offset, void *dat
                 device->config[offset + i] = (device->config[offset + i] & ~mask) | (from[i] & mask);
         }
         if (offset < PCI_BASE_ADDRESS_0 + 4 * PCI_BARS && offset + size > PCI_COMMAND)
-                update_mappings(device);
+                update_all_mappings(bus);
         if (device->msix)
                 msix_control_written(device->msix);
         if (device->ops && device->ops->config_written)

@@ -4,7 +4,9 @@
 
 #include <linux/kvm.h>
 #include <stdio.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/timerfd.h>
 
 #include "acpi-pm.h"
 #include "acpi.h"
@@ -32,6 +34,8 @@ struct Arch {
         AcpiPm pm;
         Cmos cmos;
         I8042 i8042;
+        int clock_fd; /* timerfd of the CMOS clock's alarm */
+        sd_event_source *clock_source;
 
         StateWriter *power_on; /* what arch_reset() loads */
 };
@@ -85,6 +89,38 @@ static void machine_reset_asked(void *userdata) {
         Arch *arch = userdata;
 
         arch->config.event(ARCH_EVENT_RESET, arch->config.userdata);
+}
+
+/* With the lock held, as all of the clock. */
+static void set_rtc_irq(bool level, void *userdata) {
+        Arch *arch = userdata;
+
+        (void) kvm_irq_line(arch->kvm, X86_IRQ_RTC, level);
+}
+
+static void arm_rtc(uint64_t nsec, void *userdata) {
+        Arch *arch = userdata;
+        const struct itimerspec when = {
+                .it_value = { .tv_sec = (time_t) (nsec / NSEC_PER_SEC), .tv_nsec = (long) (nsec % NSEC_PER_SEC) },
+        };
+
+        (void) timerfd_settime(arch->clock_fd, 0, &when, NULL);
+}
+
+static int on_clock(sd_event_source *s, int fd, uint32_t revents, void *userdata) {
+        Arch *arch = userdata;
+        uint64_t count;
+
+        if (read(fd, &count, sizeof(count)) != sizeof(count))
+                return 0; /* set anew meanwhile */
+        (void) pthread_mutex_lock(&arch->lock);
+        cmos_expired(&arch->cmos);
+        (void) pthread_mutex_unlock(&arch->lock);
+        return 0;
+}
+
+int arch_attach_event(Arch *arch, sd_event *event) {
+        return sd_event_add_io(event, &arch->clock_source, arch->clock_fd, EPOLLIN, on_clock, arch);
 }
 
 /* One handler a register block: takes the lock and chooses by direction. */
@@ -142,7 +178,11 @@ static int add_platform_devices(Arch *arch) {
         int r = 0;
 
         acpi_pm_init(&arch->pm, &pm_callbacks, arch);
+        arch->clock_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        if (arch->clock_fd < 0)
+                return -errno;
         cmos_init(&arch->cmos);
+        cmos_set_interrupt(&arch->cmos, set_rtc_irq, arm_rtc, arch);
         i8042_init(&arch->i8042, machine_reset_asked, arch);
         for (size_t i = 0; i < ELEMENTSOF(blocks) && r >= 0; i++)
                 r = io_space_add(arch->pio, blocks[i].base, blocks[i].size, blocks[i].handler, arch);
@@ -150,6 +190,17 @@ static int add_platform_devices(Arch *arch) {
 }
 
 /* --- interrupt controllers --- */
+
+/* APIC ids beyond 8 bits, in the LAPIC's state and in the messages of interrupts; and 255 is an id like others, not everybody's. */
+static void enable_wide_apic_ids(Arch *arch) {
+        struct kvm_enable_cap cap = {
+                .cap = KVM_CAP_X2APIC_API,
+                .args[0] = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+        };
+
+        if (kvm_check_extension(arch->kvm, KVM_CAP_X2APIC_API) > 0)
+                (void) ioctl(arch->kvm->vm_fd, KVM_ENABLE_CAP, &cap);
+}
 
 static int create_irqchip(Arch *arch, char **ret_message) {
         struct kvm_pit_config pit = { .flags = KVM_PIT_SPEAKER_DUMMY };
@@ -168,6 +219,7 @@ static int create_irqchip(Arch *arch, char **ret_message) {
         if (step)
                 return set_message(ret_message, -errno, "%s failed: %s.", step, strerror(errno));
 
+        enable_wide_apic_ids(arch);
         /* As KVM's own default table: GSIs 0 to 15 reach PIC and IOAPIC, 16 to 23 the IOAPIC alone; GSI 0 is pin 2 there. */
         for (unsigned gsi = 0; gsi < X86_N_GSI; gsi++) {
                 if (gsi < 16)
@@ -192,6 +244,7 @@ int arch_new(Kvm *kvm, IoSpace *pio, IoSpace *mmio, const GuestMemory *memory, c
         arch->mmio = mmio;
         arch->memory = memory;
         arch->config = *config;
+        arch->clock_fd = -EBADF;
         (void) pthread_mutex_init(&arch->lock, NULL);
 
         r = create_irqchip(arch, ret_message);
@@ -206,6 +259,8 @@ int arch_new(Kvm *kvm, IoSpace *pio, IoSpace *mmio, const GuestMemory *memory, c
 Arch *arch_free(Arch *arch) {
         if (!arch)
                 return NULL;
+        (void) sd_event_source_disable_unref(arch->clock_source);
+        arch->clock_fd = safe_close(arch->clock_fd);
         (void) state_writer_free(arch->power_on);
         (void) pthread_mutex_destroy(&arch->lock);
         return mfree(arch);
