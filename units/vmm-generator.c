@@ -196,6 +196,15 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
         r = put_open(f, "kernel", "ro", d->kernel);
         if (r >= 0 && d->initrd)
                 r = put_open(f, "initrd", "ro", d->initrd);
+        for (size_t i = 0; i < d->n_devices && r >= 0; i++) {
+                _cleanup_free_ char *path = NULL;
+
+                if (asprintf(&path, "/run/vmm/%s/%s.varlink", d->name, d->devices[i].name) < 0) {
+                        path = NULL;
+                        r = -ENOMEM;
+                } else
+                        r = put_open(f, d->devices[i].name, "wake", path);
+        }
         (void) fprintf(f, "\nTimeoutStopSec=%" PRIu64 "us\n", d->stop_timeout_usec + STOP_MARGIN_USEC);
         (void) fprintf(f, "LogExtraFields=VMM_MACHINE=%s\n", d->name);
         return MIN(r, outputs_close(outputs, f));

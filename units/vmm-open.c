@@ -5,8 +5,11 @@
  * Runs as root before a unit's main process (ExecStartPre=+), opens files and leaves them in the unit's file descriptor store under NAME. So
  * the main process, a dynamic user without a view of the file system, gets exactly these files and finds them by name in $LISTEN_FDNAMES.
  *
- * MODE is ro, rw (both: the file must exist) or append (created where missing, 0640). The notification
- * protocol is spoken by hand: libsystemd would be most of this program's start time, which every start of a machine pays several times. */
+ * MODE is ro, rw (both: the file must exist), append (created where missing, 0640), or wake: PATH is a socket, and nothing is stored; it is connected to
+ * and let go, so that the unit behind it starts now, beside ours, and not when our main process gets to it.
+ *
+ * The notification protocol is spoken by hand: libsystemd would be most of this program's start time, which every start of a
+ * machine pays several times. */
 
 #include <fcntl.h>
 #include <poll.h>
@@ -18,14 +21,16 @@
 
 #include "util.h"
 
-#define FILES_MAX 16
+#define FILES_MAX 80
 
 typedef struct Request {
         char *name;
         const char *path;
-        int flags;
+        int flags; /* of open(); WAKE is none of them */
         int fd;
 } Request;
+
+#define WAKE (-1)
 
 static int notify_socket = -EBADF;
 static struct sockaddr_un notify_address = { .sun_family = AF_UNIX };
@@ -117,6 +122,7 @@ static bool parse_request(char *argument, Request *ret) {
                 { "ro:", O_RDONLY },
                 { "rw:", O_RDWR },
                 { "append:", O_WRONLY | O_APPEND | O_CREAT },
+                { "wake:", WAKE },
         };
         char *mode = strchr(argument, '=');
 
@@ -153,6 +159,17 @@ static int open_request(Request *request) {
         return EXIT_SUCCESS;
 }
 
+/* Whether it worked is not our business: who needs the unit finds out. */
+static void wake(const char *path) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+        if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
+                return;
+        strcpy(address.sun_path, path);
+        (void) connect(fd, (struct sockaddr *) &address, sizeof(address));
+}
+
 /* An earlier start's descriptor of that name goes first: the file may have been replaced since. */
 static int store_request(const Request *request) {
         char text[300];
@@ -172,7 +189,7 @@ int main(int argc, char *argv[]) {
         int n = argc - 1, r;
 
         if (n < 1 || n > FILES_MAX) {
-                (void) fprintf(stderr, "usage: vmm-open NAME=ro|rw|append:PATH …   (at most %d)\n", FILES_MAX);
+                (void) fprintf(stderr, "usage: vmm-open NAME=ro|rw|append|wake:PATH …   (at most %d)\n", FILES_MAX);
                 return EXIT_FAILURE;
         }
         r = notify_open();
@@ -181,12 +198,16 @@ int main(int argc, char *argv[]) {
 
         for (int i = 0; i < n; i++) {
                 if (!parse_request(argv[i + 1], &requests[i]))
-                        return fail("Expected NAME=ro|rw|append:PATH, not \"%s\".", argv[i + 1]);
-                r = open_request(&requests[i]);
+                        return fail("Expected NAME=ro|rw|append|wake:PATH, not \"%s\".", argv[i + 1]);
+                r = requests[i].flags == WAKE ? EXIT_SUCCESS : open_request(&requests[i]);
                 if (r != EXIT_SUCCESS)
                         return r;
         }
         for (int i = 0; i < n; i++) {
+                if (requests[i].flags == WAKE) {
+                        wake(requests[i].path);
+                        continue;
+                }
                 r = store_request(&requests[i]);
                 if (r < 0)
                         return fail("Cannot store %s (%s): %s", requests[i].path, requests[i].name, strerrordesc_np(-r));
