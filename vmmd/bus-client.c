@@ -36,8 +36,9 @@ struct BusClient {
         uint32_t link;
         uint64_t wait_until_usec;
 
-        pthread_mutex_t lock; /* for `fd`, which a vCPU shuts down when the helper hangs */
+        pthread_mutex_t lock; /* for `fd`, which a vCPU shuts down when the helper hangs, */
         int fd;
+        const char *gave_up;  /* and says here why */
 };
 
 int bus_client_new(unsigned n_slots, const BusSpace *space, const int *irq_fds, size_t n_irq_fds, BusClient **ret) {
@@ -116,6 +117,7 @@ int bus_client_connect(BusClient *c, int fd) {
 
         (void) pthread_mutex_lock(&c->lock);
         c->fd = TAKE_FD(owned);
+        c->gave_up = NULL;
         (void) pthread_mutex_unlock(&c->lock);
         return 0;
 }
@@ -177,8 +179,16 @@ int bus_client_process(BusClient *c, char **ret_message) {
         n = recv_with_fds(c->fd, &reply, sizeof(reply), NULL, NULL, MSG_DONTWAIT);
         if (n == -EAGAIN)
                 return 0;
-        if (n == -ECONNRESET || n == 0)
+        if (n == -ECONNRESET || n == 0) {
+                const char *why;
+
+                (void) pthread_mutex_lock(&c->lock);
+                why = c->gave_up;
+                (void) pthread_mutex_unlock(&c->lock);
+                if (why)
+                        return set_message(ret_message, -EPROTO, "%s", why);
                 return set_message(ret_message, -ECONNRESET, "the helper closed the connection");
+        }
         if (n < 0)
                 return (int) n;
         if (bus_client_is_connected(c))
@@ -222,12 +232,14 @@ void bus_client_disconnected(BusClient *c, uint64_t grace_usec) {
 }
 
 /* The helper hangs: nothing more is asked of it, and the event loop finds the socket at its end. */
-static void give_up(BusClient *c, uint32_t link) {
+static void give_up(BusClient *c, uint32_t link, const char *why) {
         (void) __atomic_compare_exchange_n(&c->link, &link, (link & ~3u) | LINK_DOWN, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 
         (void) pthread_mutex_lock(&c->lock);
-        if (c->fd >= 0)
+        if (c->fd >= 0) {
+                c->gave_up = why;
                 (void) shutdown(c->fd, SHUT_RDWR);
+        }
         (void) pthread_mutex_unlock(&c->lock);
 }
 
@@ -276,7 +288,7 @@ static int wait_for_answer(BusClient *c, unsigned slot, uint32_t sequence, uint3
                 /* Whatever the helper wrote into the word: the wait ends by a wake, by a value that is not
                  * `sleeping`, or in time; and the deadline bounds the loop. */
                 if (expected != request && expected != sleeping && expected != done) {
-                        give_up(c, link); /* the helper scribbles */
+                        give_up(c, link, "the helper wrote nonsense into the shared memory");
                         return -EAGAIN;
                 }
                 (void) bus_futex_wait(state, sleeping, until - now, true);
@@ -313,7 +325,7 @@ static int transact_until_answered(BusClient *c, unsigned slot, const BusSlot *r
                 case LINK_UP:
                         r = transact(c, slot, link, request, ret_answer);
                         if (r == -ETIMEDOUT)
-                                give_up(c, link);
+                                give_up(c, link, "the helper does not answer");
                         if (r != -EAGAIN)
                                 return r;
                         break;

@@ -33,7 +33,7 @@ int bus_client_connect_path(BusClient *c, const char *path);
 int bus_client_fd(const BusClient *c);
 
 /* The socket is readable. > 0: the helper has answered the greeting and serves accesses now; 0: nothing new; negative: the
- * connection is of no use any more (-ECONNRESET where the helper ended, -EPROTO where it broke the protocol, or the error it named);
+ * connection is of no use any more (-ECONNRESET where the helper ended, -EPROTO where it broke the protocol or did not answer, or the error it named);
  * *ret_message says more. */
 int bus_client_process(BusClient *c, char **ret_message);
 
