@@ -121,7 +121,7 @@ int control_new(Device *d, BusServer *bus, int varlink_fd, Control **ret) {
 
         r = varlink_server_new(&c->server, d->event);
         if (r >= 0)
-                r = varlink_server_set_info(c->server, "vmmd", "vmm-device", PROJECT_VERSION, "https://github.com/");
+                r = varlink_server_set_info(c->server, "vmmd", "vmm-device", PROJECT_VERSION, "");
         if (r >= 0)
                 r = varlink_server_add_interface(c->server, varlink_text_io_vmmd_Device, c->methods, c);
         if (r >= 0)
