@@ -4,9 +4,11 @@
  *
  * A policy is a text with one system call a line and the reason for it behind a '#'; "include NAME" takes in NAME.policy of the same
  * directory. A line without a reason is refused, so is a call that does not exist anywhere. A call that exists
- * on other architectures only is left out silently. Everything that is not named ends the process. */
+ * on other architectures only is left out silently. "refuse NAME" lets the call fail with ENOENT: for what a library tries
+ * and can do without. Everything that is not named ends the process. */
 
 #include <err.h>
+#include <errno.h>
 #include <linux/filter.h>
 #include <seccomp.h>
 #include <stdio.h>
@@ -32,14 +34,14 @@ static void include_policy(scmp_filter_ctx filter, const char *from, const char 
         read_policy(filter, path, depth + 1);
 }
 
-static void add_call(scmp_filter_ctx filter, uint32_t arch, const char *name, const char *path, unsigned line) {
+static void add_call(scmp_filter_ctx filter, uint32_t arch, uint32_t action, const char *name, const char *path, unsigned line) {
         int number = seccomp_syscall_resolve_name(name), r;
 
         if (number == __NR_SCMP_ERROR)
                 errx(EXIT_FAILURE, "%s:%u: there is no system call '%s'", path, line, name);
         if (seccomp_syscall_resolve_name_rewrite(arch, name) < 0)
                 return; /* not on this architecture */
-        r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, number, 0);
+        r = seccomp_rule_add(filter, action, number, 0);
         if (r < 0 && r != -EEXIST)
                 errx(EXIT_FAILURE, "%s:%u: %s: %s", path, line, name, strerror(-r));
 }
@@ -60,11 +62,17 @@ static void read_line(scmp_filter_ctx filter, const char *path, unsigned number,
                 include_policy(filter, path, second, depth);
                 return;
         }
+        uint32_t action = SCMP_ACT_ALLOW;
+        if (streq(word, "refuse") && second) {
+                action = SCMP_ACT_ERRNO(ENOENT);
+                word = second;
+                second = strtok_r(NULL, blank, &saveptr);
+        }
         if (second)
                 errx(EXIT_FAILURE, "%s:%u: one system call a line", path, number);
         if (!reason || reason[strspn(reason, blank)] == 0)
                 errx(EXIT_FAILURE, "%s:%u: '%s' has no reason", path, number, word);
-        add_call(filter, target_arch, word, path, number);
+        add_call(filter, target_arch, action, word, path, number);
 }
 
 static void read_policy(scmp_filter_ctx filter, const char *path, unsigned depth) {
