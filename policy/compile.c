@@ -131,9 +131,10 @@ static size_t compile(FILE *out, const char *path, char **with, size_t n_with, s
         /* A tree instead of a list: the cost of a call does not depend on how many others are allowed. */
         (void) seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
 
-        read_policy(filter, path, 0);
+        /* The first to name a call decides: what is common may allow what a policy refuses. */
         for (size_t i = 0; i < n_with; i++)
                 read_policy(filter, with[i], 0);
+        read_policy(filter, path, 0);
         n = emit_filter(out, filter, index);
         seccomp_release(filter);
         return n;
