@@ -12,6 +12,9 @@ from lablib import LabError
 BOOT = 120
 
 
+WANTS = "/run/systemd/system/multi-user.target.wants"
+
+
 class Machine:
     def __init__(self, lab, name="test", kernel="debian12", image="vmlinuz", test="info,poweroff", command_line="quiet",
                  devices=None, **settings):
@@ -32,14 +35,16 @@ class Machine:
         lab.check(f"systemctl stop {self.unit} 2>/dev/null; systemctl reset-failed 'vmm*' 2>/dev/null; "
                   f"mkdir -p /var/log/vmm-lab; rm -f {self.log}", timeout=120)
         lab.write_file(f"/etc/vmm/{name}.json", json.dumps(definition, indent=8))
-        lab.check("systemctl daemon-reload")
+        # What is wanted by a target stays loaded, and so its result can be asked for when it has ended.
+        lab.check(f"mkdir -p {WANTS} && ln -sf /lib/systemd/system/vmm@.service {WANTS}/{self.unit} && "
+                  "systemctl daemon-reload")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.lab.run(f"vmmctl stop --force {self.name}; systemctl stop {self.unit}; rm -f /etc/vmm/{self.name}.json; "
-                     "systemctl reset-failed 'vmm*'", timeout=120)
+        self.lab.run(f"vmmctl stop --force {self.name}; systemctl stop {self.unit}; "
+                     f"rm -f /etc/vmm/{self.name}.json {WANTS}/{self.unit}; systemctl reset-failed 'vmm*'", timeout=120)
 
     def device_unit(self, device, kind="service"):
         escaped = self.lab.check(f"systemd-escape {self.name}/{device}").strip()
@@ -60,14 +65,14 @@ class Machine:
     def _wait(self, condition, timeout):
         """Waits on the host, where that is cheapest, for a shell condition; or for the end of the unit's processes."""
         script = f"""
-for i in $(seq {int(timeout / 0.3)}); do
+for i in $(seq {int(timeout / 0.5)}); do
         {condition} && exit 0
         if [ ! -d {self.cgroup} ]; then
                 sleep 1
                 {condition}
                 exit
         fi
-        sleep 0.3
+        sleep 0.5
 done
 exit 1"""
         return self.lab.run(script, timeout * 2 + 60)[0] == 0

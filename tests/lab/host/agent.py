@@ -178,7 +178,7 @@ def serve_command(channel, command):
     request = handle_frames(channel, command)
     while command.outputs and request is None:
         over = exited(command)
-        ready = channel.wait(list(command.outputs), 100)
+        ready = channel.wait(list(command.outputs), 500)
         if channel.fd in ready:
             channel.fill()
             request = handle_frames(channel, command)
@@ -225,23 +225,29 @@ def serve_connection(fd, busy, name):
         busy.discard(name)
 
 
+def open_ports():
+    """udev names them one by one: done when two looks in a row see the same."""
+    names, before = [], None
+    while not names or names != before:
+        time.sleep(0.2)
+        before = names
+        names = sorted(name for name in os.listdir(PORTS) if name.startswith("lab.")) if os.path.isdir(PORTS) else []
+    return {name: os.open(os.path.join(PORTS, name), os.O_RDWR | os.O_CLOEXEC) for name in names}
+
+
 def main():
-    ports, busy = {}, set()
+    ports, busy = open_ports(), set()
     while True:
-        for name in os.listdir(PORTS) if os.path.isdir(PORTS) else []:
-            if name.startswith("lab.") and name not in ports:
-                ports[name] = os.open(os.path.join(PORTS, name), os.O_RDWR | os.O_CLOEXEC)
-        for name, fd in ports.items():
-            if name in busy:
-                continue
-            poll = select.poll()
+        idle = {fd: name for name, fd in ports.items() if name not in busy}
+        poll = select.poll()
+        for fd in idle:
             poll.register(fd, select.POLLIN)
+        for fd, events in poll.poll(0):
             # POLLHUP stands for "nobody is connected", and there is no event for its end.
-            if any(events & select.POLLHUP for _, events in poll.poll(0)):
-                continue
-            busy.add(name)
-            threading.Thread(target=serve_connection, args=(fd, busy, name), daemon=True).start()
-        time.sleep(0.05)
+            if not events & select.POLLHUP:
+                busy.add(idle[fd])
+                threading.Thread(target=serve_connection, args=(fd, busy, idle[fd]), daemon=True).start()
+        time.sleep(0.1)
 
 
 main()

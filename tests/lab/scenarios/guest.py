@@ -2,6 +2,7 @@
 """The whole Debian guest of the demo: its root on our disk, a login over our console, and its power button."""
 
 import json
+import re
 
 from lablib import LabError
 from scenario import Failure, expect, scenario
@@ -42,12 +43,12 @@ def login(terminal, timeout=LOGIN):
 def command(terminal, text, timeout=60):
     """Runs a command in the guest's shell; returns what it printed."""
     terminal.send(text + "; echo \"status=$?\"\r")
-    terminal.expect(r"status=\$\?\"", 30)
+    terminal.expect(r"status=\$\?\"\r*\n", 30)
     before, match = terminal.expect(r"status=(\d+)", timeout)
     terminal.expect(PROMPT, 30)
     if match[1] != "0":
         raise Failure(f"`{text}` in the guest ended with {match[1]}: {before.strip()}")
-    return before.replace("\r", "").strip()
+    return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", before).strip()
 
 
 @scenario()
