@@ -12,7 +12,7 @@
 #include "util.h"
 
 /* Decides once where messages go ($JOURNAL_STREAM), and takes the level from $VMM_LOG_LEVEL (a name or 0..7).
- * Call before any sandbox: it opens what it needs. */
+ * Call before any sandbox: it looks for the journal. */
 void log_open(const char *program);
 
 /* Levels above this one (LOG_DEBUG is the highest) are dropped. */

@@ -289,6 +289,20 @@ static int enter_sandbox(const Arguments *a) {
         return r < 0 ? log_error_errno(r, "Cannot load the seccomp policy '%s': %m", policy->name) : 0;
 }
 
+static int on_first_timer(sd_event_source *s, uint64_t usec, void *userdata) {
+        return 0;
+}
+
+/* The first timer that an event loop arms makes libsystemd read the host's boot id from a file (it spreads wake-ups by it). Have it do so
+ * while files can be opened. */
+static int arm_first_timer(sd_event *event) {
+        _cleanup_(sd_event_source_unrefp) sd_event_source *source = NULL;
+        int r;
+
+        r = sd_event_add_time_relative(event, &source, CLOCK_MONOTONIC, 0, 0, on_first_timer, NULL);
+        return r < 0 ? r : sd_event_run(event, UINT64_MAX);
+}
+
 static int make_event_loop(Helper *h) {
         sigset_t signals;
         int r;
@@ -305,6 +319,9 @@ static int make_event_loop(Helper *h) {
         if (r < 0)
                 return r;
         r = sd_event_add_signal(h->event, NULL, SIGINT, NULL, NULL);
+        if (r < 0)
+                return r;
+        r = arm_first_timer(h->event);
         if (r < 0)
                 return r;
         return sd_event_set_watchdog(h->event, true);

@@ -4,28 +4,10 @@
 #include "config.h"
 #include "control.h"
 #include "interfaces.h"
-#include "log.h"
+#include "json-util.h"
 #include "machine-device.h"
 
 #define INTERFACE "io.vmmd.Machine"
-
-/* --- small words over json-c: a failed allocation shows as -ENOMEM once, at the end --- */
-
-static void put(json_object *object, const char *key, json_object *value) {
-        (void) json_object_object_add(object, key, value);
-}
-
-static void put_string(json_object *object, const char *key, const char *value) {
-        put(object, key, value ? json_object_new_string(value) : NULL);
-}
-
-static void put_int(json_object *object, const char *key, uint64_t value) {
-        put(object, key, json_object_new_int64((int64_t) MIN(value, (uint64_t) INT64_MAX)));
-}
-
-static void json_object_putp(json_object **object) {
-        (void) json_object_put(*object);
-}
 
 /* --- describing --- */
 
@@ -38,60 +20,99 @@ static const char *device_state_to_string(DeviceState state) {
         return names[state];
 }
 
-static json_object *describe_device(MachineDevice *d) {
+static int describe_device(MachineDevice *d, json_object **ret) {
         const DeviceDefinition *definition = machine_device_definition(d);
         _cleanup_free_ char *unit = machine_device_unit(d), *pci = machine_device_pci_address(d),
                             *error = machine_device_error(d);
-        json_object *object = json_object_new_object();
+        _cleanup_json_ json_object *object = json_object_new_object();
+        int r;
 
-        if (!object)
-                return NULL;
-        put_string(object, "name", definition->name);
-        put_string(object, "type", definition->type->name);
-        put_string(object, "unit", unit ?: "");
-        put_string(object, "transport", definition->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhostUser");
-        put_string(object, "state", device_state_to_string(machine_device_state(d)));
-        put_string(object, "pciAddress", pci);
-        put_int(object, "reconnects", machine_device_reconnects(d));
-        put_string(object, "error", error);
-        return object;
+        if (!object || !unit)
+                return -ENOMEM;
+        r = json_add_string(object, "name", definition->name);
+        if (r >= 0)
+                r = json_add_string(object, "type", definition->type->name);
+        if (r >= 0)
+                r = json_add_string(object, "unit", unit);
+        if (r >= 0)
+                r = json_add_string(object, "transport",
+                        definition->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhostUser");
+        if (r >= 0)
+                r = json_add_string(object, "state", device_state_to_string(machine_device_state(d)));
+        if (r >= 0)
+                r = json_add_string(object, "pciAddress", pci);
+        if (r >= 0)
+                r = json_add_integer(object, "reconnects", machine_device_reconnects(d));
+        if (r >= 0)
+                r = json_add_string(object, "error", error);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(object);
+        return 0;
+}
+
+static int describe_devices(Machine *m, json_object *into) {
+        _cleanup_json_ json_object *devices = json_object_new_array();
+        int r = devices ? 0 : -ENOMEM;
+
+        for (size_t i = 0; i < m->n_devices && r >= 0; i++) {
+                json_object *device = NULL;
+
+                r = describe_device(machine_device_by_index(m, i), &device);
+                if (r >= 0)
+                        r = json_append(devices, device);
+        }
+        return r < 0 ? r : json_add(into, "devices", TAKE_PTR(devices));
+}
+
+static int describe_machine(Machine *m, json_object *into) {
+        const struct {
+                const char *key;
+                uint64_t value;
+        } numbers[] = {
+                { "since", m->state_since_usec },
+                { "vcpus", m->definition->vcpus },
+                { "memory", m->definition->memory },
+                { "pid", (uint64_t) getpid() },
+                { "resets", m->resets },
+                { "exits", vcpu_set_exits(&m->vcpus) },
+                { "firstEntry", atomic_load(&m->first_entry_usec) },
+        };
+        int r;
+
+        r = json_add_string(into, "name", m->definition->name);
+        if (r >= 0)
+                r = json_add_string(into, "state", machine_state_to_string(m->state));
+        for (size_t i = 0; i < ELEMENTSOF(numbers) && r >= 0; i++)
+                r = json_add_integer(into, numbers[i].key, (int64_t) MIN(numbers[i].value, (uint64_t) INT64_MAX));
+        if (r >= 0)
+                r = json_add_string(into, "version", PROJECT_VERSION);
+        if (r >= 0)
+                r = json_add_string(into, "commandLine", m->command_line);
+        if (r >= 0)
+                r = json_add_string(into, "lastProblem", m->last_problem);
+        return r;
 }
 
 static int on_describe(VarlinkCall *call, json_object *parameters, void *userdata) {
-        Machine *m = userdata;
-        _cleanup_(json_object_putp) json_object *reply = json_object_new_object();
-        json_object *devices = json_object_new_array();
+        _cleanup_json_ json_object *reply = json_object_new_object();
+        int r;
 
-        if (!reply || !devices) {
-                (void) json_object_put(devices);
+        if (!reply)
                 return -ENOMEM;
-        }
-        put(reply, "devices", devices);
-        put_string(reply, "name", m->definition->name);
-        put_string(reply, "state", machine_state_to_string(m->state));
-        put_int(reply, "since", m->state_since_usec);
-        put_int(reply, "vcpus", m->definition->vcpus);
-        put_int(reply, "memory", m->definition->memory);
-        put_int(reply, "pid", (uint64_t) getpid());
-        put_string(reply, "version", PROJECT_VERSION);
-        put_int(reply, "resets", m->resets);
-        put_int(reply, "exits", vcpu_set_exits(&m->vcpus));
-        put_int(reply, "firstEntry", atomic_load(&m->first_entry_usec));
-        put_string(reply, "commandLine", m->command_line);
-        put_string(reply, "lastProblem", m->last_problem);
-        for (size_t i = 0; i < m->n_devices; i++)
-                (void) json_object_array_add(devices, describe_device(machine_device_by_index(m, i)));
-        return varlink_call_reply(call, reply);
+        r = describe_machine(userdata, reply);
+        if (r >= 0)
+                r = describe_devices(userdata, reply);
+        return r < 0 ? r : varlink_call_reply(call, reply);
 }
 
 /* --- changing --- */
 
 static int wrong_state(VarlinkCall *call, Machine *m) {
-        _cleanup_(json_object_putp) json_object *parameters = json_object_new_object();
+        _cleanup_json_ json_object *parameters = json_object_new_object();
 
-        if (!parameters)
+        if (!parameters || json_add_string(parameters, "state", machine_state_to_string(m->state)) < 0)
                 return -ENOMEM;
-        put_string(parameters, "state", machine_state_to_string(m->state));
         return varlink_call_error(call, INTERFACE ".WrongState", parameters);
 }
 
@@ -134,17 +155,16 @@ static Relay *relay_free(Relay *relay) {
 DEFINE_CLEANUP(Relay, relay_free)
 
 static int device_failed(VarlinkCall *call, const char *device, const char *reason) {
-        _cleanup_(json_object_putp) json_object *parameters = json_object_new_object();
+        _cleanup_json_ json_object *parameters = json_object_new_object();
 
-        if (!parameters)
+        if (!parameters || json_add_string(parameters, "device", device) < 0 ||
+                json_add_string(parameters, "reason", reason) < 0)
                 return -ENOMEM;
-        put_string(parameters, "device", device);
-        put_string(parameters, "reason", reason);
         return varlink_call_error(call, INTERFACE ".DeviceFailed", parameters);
 }
 
 static int relay_fd(Relay *relay, json_object *reply) {
-        _cleanup_(json_object_putp) json_object *parameters = json_object_new_object();
+        _cleanup_json_ json_object *parameters = json_object_new_object();
         _cleanup_close_ int fd = -EBADF;
         json_object *index;
         int r;
@@ -159,9 +179,9 @@ static int relay_fd(Relay *relay, json_object *reply) {
         r = varlink_call_push_fd(relay->call, fd);
         if (r < 0)
                 return r;
-        fd = -EBADF;
-        put_int(parameters, "fileDescriptorIndex", (uint64_t) r);
-        return varlink_call_reply(relay->call, parameters);
+        TAKE_FD(fd);
+        r = json_add_integer(parameters, "fileDescriptorIndex", r);
+        return r < 0 ? r : varlink_call_reply(relay->call, parameters);
 }
 
 static void on_relay_reply(VarlinkClient *c, int error, const char *error_id, json_object *reply, bool continues,
@@ -169,7 +189,9 @@ static void on_relay_reply(VarlinkClient *c, int error, const char *error_id, js
         _cleanup_(relay_freep) Relay *relay = userdata;
         int r;
 
-        if (error < 0)
+        if (varlink_error_is(error_id, "io.vmmd.Device.NotSupported"))
+                r = varlink_call_error(relay->call, INTERFACE ".NotSupported", NULL);
+        else if (error < 0)
                 r = device_failed(relay->call, relay->device, error_id ?: strerror(-error));
         else if (relay->wants_fd)
                 r = relay_fd(relay, reply);
@@ -204,7 +226,7 @@ static int relay_call(VarlinkCall *call, Machine *m, MachineDevice *d, const cha
 
 /* The console that is meant: the one named, or the first. */
 static int find_console(VarlinkCall *call, Machine *m, json_object *parameters, MachineDevice **ret) {
-        _cleanup_(json_object_putp) json_object *error = NULL;
+        _cleanup_json_ json_object *error = NULL;
         json_object *device;
 
         if (json_object_object_get_ex(parameters, "device", &device) && device) {
@@ -212,9 +234,8 @@ static int find_console(VarlinkCall *call, Machine *m, json_object *parameters, 
                 if (*ret)
                         return 1;
                 error = json_object_new_object();
-                if (!error)
+                if (!error || json_add(error, "device", json_object_get(device)) < 0)
                         return -ENOMEM;
-                put(error, "device", json_object_get(device));
                 return varlink_call_error(call, INTERFACE ".NoSuchDevice", error);
         }
         for (size_t i = 0; i < m->n_devices; i++) {
@@ -234,7 +255,7 @@ static int on_open_console(VarlinkCall *call, json_object *parameters, void *use
 }
 
 static int on_set_console_size(VarlinkCall *call, json_object *parameters, void *userdata) {
-        _cleanup_(json_object_putp) json_object *size = json_object_new_object();
+        _cleanup_json_ json_object *size = json_object_new_object();
         json_object *columns, *rows;
         MachineDevice *d;
         int r;
@@ -246,8 +267,8 @@ static int on_set_console_size(VarlinkCall *call, json_object *parameters, void 
                 return -ENOMEM;
         (void) json_object_object_get_ex(parameters, "columns", &columns);
         (void) json_object_object_get_ex(parameters, "rows", &rows);
-        put(size, "columns", json_object_get(columns));
-        put(size, "rows", json_object_get(rows));
+        if (json_add(size, "columns", json_object_get(columns)) < 0 || json_add(size, "rows", json_object_get(rows)) < 0)
+                return -ENOMEM;
         return relay_call(call, userdata, d, "io.vmmd.Device.SetConsoleSize", size, false);
 }
 
