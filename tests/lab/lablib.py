@@ -27,6 +27,8 @@ TOP = os.path.dirname(os.path.dirname(HERE))
 PORTS = 6
 MARKER = b"\0LAB\0"
 BOOT_TIMEOUT = 180
+ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LOGNAME=root",
+               "TERM=linux", "LANG=C.UTF-8", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER="]
 
 
 class LabError(Exception):
@@ -478,4 +480,152 @@ class QemuLab(Lab):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-KINDS = {"qemu": QemuLab}
+class ProcessSession(Session):
+    """A command in the container: a process of this machine that has entered the container's namespaces."""
+
+    def __init__(self, lab, command, terminal):
+        super().__init__(lab, command)
+        self.argv = ["nsenter", "-t", str(lab.leader()), "-m", "-u", "-i", "-n", "-p", "-C", "--root", "--wd",
+                     "env", "-i", *ENVIRONMENT, "bash", "-c", "cd /root; " + command]
+        self.terminal = terminal
+        self.process = self.master = None
+
+    def communicate(self, output, input=None, timeout=60):
+        with subprocess.Popen(self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              start_new_session=True) as process:
+            try:
+                stdout, stderr = process.communicate(input or b"", timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise self.late(timeout) from None
+        output(1, stdout)
+        output(2, stderr)
+        return process.returncode
+
+    def interact(self):
+        return subprocess.call(self.argv)
+
+    def begin(self):
+        """With a terminal, on the first use of it."""
+        if self.process is None:
+            self.master, slave = os.openpty()
+            self.process = subprocess.Popen(self.argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+            os.close(slave)
+
+    def send(self, _, payload):
+        self.begin()
+        os.write(self.master, payload)
+
+    def wait(self, timeout):
+        self.begin()
+        return bool(select.select([self.master], [], [], timeout)[0])
+
+    def receive(self):
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # the last process on the terminal is gone
+            data = b""
+        if data:
+            yield b"O", data
+        else:
+            yield b"X", struct.pack(">i", self.process.wait())
+
+    def close(self):
+        if self.process:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            os.close(self.master)
+
+
+class NspawnLab(Lab):
+    """A container with this machine's /dev/kvm, its root an overlay that is thrown away."""
+
+    kind = "nspawn"
+
+    def session(self, command, terminal=False):
+        return ProcessSession(self, command, terminal)
+
+    def leader(self):
+        """The container's PID 1, as this machine numbers it."""
+        pid = self.settings["pid"]
+        for _ in range(100):
+            try:
+                with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+                    children = f.read().split()
+            except FileNotFoundError:
+                children = []
+            if children:
+                return int(children[0])
+            time.sleep(0.1)
+        raise LabError("the container has ended" + self.where())
+
+    def mount(self, *arguments):
+        subprocess.run(["mount", *arguments], check=True)
+
+    def boot(self):
+        root, data = images(f"root-{self.settings['release']}", "data")
+        scratch, merged = os.path.join(self.directory, "scratch"), os.path.join(self.directory, "root")
+        os.makedirs(scratch)
+        os.makedirs(merged)
+        try:
+            self.mount("-t", "tmpfs", "tmpfs", scratch)
+            os.makedirs(os.path.join(scratch, "upper"))
+            os.makedirs(os.path.join(scratch, "work"))
+            self.mount("-t", "overlay", "-o", f"lowerdir={root},upperdir={scratch}/upper,workdir={scratch}/work",
+                       "overlay", merged)
+            subprocess.run(["cp", "--sparse=always", data, os.path.join(self.directory, "data.img")], check=True)
+            os.makedirs(os.path.join(merged, "srv", "lab"))
+            self.mount("-o", "loop", os.path.join(self.directory, "data.img"), os.path.join(merged, "srv", "lab"))
+        except subprocess.CalledProcessError as error:
+            raise LabError(f"cannot make the container's root: {error}") from None
+        self.settings["pid"] = self.run_container(merged)
+        os.makedirs(os.path.join(merged, "run"), exist_ok=True)
+
+    def run_container(self, merged):
+        # PID 1 gets a unified hierarchy whatever this machine has; capabilities are what its units give up by themselves.
+        command = ["systemd-nspawn", "--quiet", f"--machine=vmm-lab-{self.name}", f"--directory={merged}", "--register=no",
+                   "--keep-unit", "--console=pipe", "--private-network", "--capability=all",
+                   "--system-call-filter=bpf @keyring", "--bind=/dev/kvm", "--boot"]
+        console = os.path.join(self.directory, "console.log")
+        if os.path.isdir("/run/systemd/system"):
+            unit = f"vmm-lab-{self.name}.service"
+            subprocess.run(["systemd-run", "--quiet", f"--unit={unit}", "-p", "Delegate=yes", "-p", "KillMode=mixed",
+                            "-p", f"StandardOutput=file:{console}", "-p", f"StandardError=file:{console}",
+                            "-E", "UNIFIED_CGROUP_HIERARCHY=1", *command], check=True)
+            text = subprocess.run(["systemctl", "show", "-P", "MainPID", unit], check=True, text=True,
+                                  stdout=subprocess.PIPE).stdout
+            return int(text)
+        with open(console, "wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                       env={**os.environ, "UNIFIED_CGROUP_HIERARCHY": "1"})
+        return process.pid
+
+    def wait_until_up(self):
+        # Until its PID 1 has made itself a systemd there is nobody to ask.
+        deadline = time.monotonic() + BOOT_TIMEOUT
+        while self.run("test -S /run/systemd/private", timeout=30)[0] != 0:
+            if time.monotonic() > deadline:
+                raise LabError("the container does not come up" + self.where())
+            time.sleep(0.1)
+        self.check("mkdir -p /run/lab && cat >/run/lab/varlink-call.py",
+                   input=open(os.path.join(HERE, "host", "varlink-call.py"), "rb").read())
+        super().wait_until_up()
+
+    def request_poweroff(self):
+        os.kill(self.leader(), signal.SIGRTMIN + 4)
+
+    def destroy(self):
+        if self.is_alive():
+            try:
+                os.kill(self.leader(), signal.SIGKILL)
+            except (LabError, ProcessLookupError):
+                pass
+            self.wait_for_end(10)
+        for path in ("root/srv/lab", "root", "scratch"):
+            subprocess.run(["umount", "-q", "--lazy", os.path.join(self.directory, path)], check=False,
+                           stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+KINDS = {"qemu": QemuLab, "nspawn": NspawnLab}
