@@ -283,7 +283,7 @@ static int chain_add_buffer(Virtqueue *q, VirtqueueChain *chain, const struct vr
 
 /* The descriptors of one indirect table, which hold the rest of the chain. */
 static int chain_walk_indirect(Virtqueue *q, VirtqueueChain *chain, const struct vring_desc *indirect, uint64_t *total) {
-        uint32_t n = indirect->len / sizeof(struct vring_desc), i = 0;
+        uint32_t n = indirect->len / sizeof(struct vring_desc), max = MIN(n, MAX((uint32_t) q->num, VIRTQUEUE_CHAIN_MAX)), i = 0;
         const struct vring_desc *table;
 
         if (!q->indirect)
@@ -296,7 +296,7 @@ static int chain_walk_indirect(Virtqueue *q, VirtqueueChain *chain, const struct
         if (!table)
                 return broken(q, "an indirect table lies outside guest memory");
 
-        for (uint32_t walked = 0; walked < n; walked++) {
+        for (uint32_t walked = 0; walked < max; walked++) {
                 struct vring_desc d = read_once_desc(table, i);
                 int r;
 
@@ -311,7 +311,7 @@ static int chain_walk_indirect(Virtqueue *q, VirtqueueChain *chain, const struct
                 if (i >= n)
                         return broken(q, "a descriptor is followed by one outside its table");
         }
-        return broken(q, "a chain is longer than its table");
+        return broken(q, "a chain is longer than its table or than any we take");
 }
 
 static int chain_walk(Virtqueue *q, VirtqueueChain *chain, uint16_t head) {

@@ -23,6 +23,10 @@
 
 #define VIRTQUEUE_NUM_MAX 32768U /* §2.7: "The maximum Queue Size value is 32768" */
 
+/* §2.7.5.3.1 allows no chain longer than the queue, but drivers put more into an indirect table of a small one. What a chain can make us keep
+ * is bounded by this, or by the size of the queue where that is larger. */
+#define VIRTQUEUE_CHAIN_MAX 1024U
+
 /* The shared log of one queue; names and layout are the vhost-user specification's. */
 typedef struct DescStateSplit {
         uint8_t inflight;

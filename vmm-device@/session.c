@@ -390,7 +390,7 @@ static int handle_request(Session *s) {
         r = vhost_user_check_request(&msg, s->receiver.n_fds);
         if (r >= 0)
                 r = vhost_user_request_has_reply(request) ? handle_query(s, &msg) : handle_command(s, &msg, s->receiver.fds);
-        if (r < 0)
+        if (r < 0 && log_ratelimit(&s->complaints, NULL))
                 (void) log_warning_errno(r, "The front-end's %s (%u) was refused: %m", vhost_user_request_name(request), request);
         if (acknowledge && !vhost_user_request_has_reply(request))
                 return reply_u64(s, &msg, r < 0); /* who asked for the result decides himself */

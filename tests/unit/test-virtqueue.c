@@ -200,6 +200,23 @@ static void refuses_indirect_descriptors_that_break_a_rule(void **state) {
         }
 }
 
+static void refuses_a_chain_longer_than_it_keeps(void **state) {
+        Fixture *f = *state;
+        struct vring_desc *table = (struct vring_desc *) (void *) (f->ram + BUFFERS);
+
+        for (unsigned n = VIRTQUEUE_CHAIN_MAX; n <= VIRTQUEUE_CHAIN_MAX + 1; n++) {
+                open_queue(f);
+                f->avail->idx = 0;
+                for (uint16_t i = 0; i < n; i++)
+                        table[i] = (struct vring_desc) { GUEST, 1, i + 1U < n ? VRING_DESC_F_NEXT : 0, (uint16_t) (i + 1) };
+                desc(f, 0, GUEST + BUFFERS, n * 16, VRING_DESC_F_INDIRECT, 0);
+                offer(f, 0);
+                if (n == VIRTQUEUE_CHAIN_MAX)
+                        assert_int_equal(virtqueue_pop(f->q, &f->chain), 1);
+        }
+        pop_refuses(f);
+}
+
 static void refuses_an_indirect_descriptor_that_was_not_negotiated(void **state) {
         Fixture *f = *state;
 
@@ -557,6 +574,7 @@ int main(void) {
                 with_fixture(refuses_a_readable_buffer_behind_a_writable_one),
                 with_fixture(refuses_more_than_2_to_the_32_bytes),
                 with_fixture(refuses_indirect_descriptors_that_break_a_rule),
+                with_fixture(refuses_a_chain_longer_than_it_keeps),
                 with_fixture(refuses_an_indirect_descriptor_that_was_not_negotiated),
                 with_fixture(refuses_more_entries_than_the_ring_has),
                 with_fixture(refuses_a_chain_that_is_still_in_use),
