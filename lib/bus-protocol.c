@@ -13,6 +13,8 @@
 
 /* Between two looks at the clock. */
 #define SPINS_PER_CLOCK 16
+/* One look in vain in so many is a long one. */
+#define SPIN_RETRY 32
 
 static inline void cpu_relax(void) {
 #if defined(__x86_64__)
@@ -170,24 +172,26 @@ void bus_spin_init(BusSpin *spin, uint64_t maximum_nsec) {
 }
 
 bool bus_spin_until(BusSpin *spin, bool (*condition)(void *userdata), void *userdata) {
-        uint64_t begin;
+        uint64_t begin, now, limit;
 
         if (condition(userdata))
                 return true;
         if (spin->limit_nsec == 0)
                 return false;
 
-        begin = now_nsec();
+        /* Two sides that both gave up looking would never find out that it pays off again: now and then one tries. */
+        limit = ++spin->misses % SPIN_RETRY == 0 ? spin->maximum_nsec : spin->limit_nsec;
+        begin = now = now_nsec();
         do
                 for (unsigned i = 0; i < SPINS_PER_CLOCK; i++) {
                         cpu_relax();
                         if (condition(userdata)) {
-                                /* Grows slowly, so that a rare hit does not bring back long looks in vain. */
-                                spin->limit_nsec = MIN(spin->limit_nsec + spin->limit_nsec / 4, spin->maximum_nsec);
+                                spin->misses = 0;
+                                spin->limit_nsec = MIN(MAX(spin->limit_nsec + spin->limit_nsec / 4, (now - begin) * 2), spin->maximum_nsec);
                                 return true;
                         }
                 }
-        while (now_nsec() - begin < spin->limit_nsec);
+        while ((now = now_nsec()) - begin < limit);
 
         spin->limit_nsec = MAX(spin->limit_nsec / 2, spin->minimum_nsec);
         return false;

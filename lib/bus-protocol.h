@@ -143,6 +143,7 @@ void bus_futex_wake(const uint32_t *word, int n, bool shared);
 typedef struct BusSpin {
         uint64_t limit_nsec;
         uint64_t minimum_nsec, maximum_nsec;
+        unsigned misses;
 } BusSpin;
 void bus_spin_init(BusSpin *spin, uint64_t maximum_nsec);
 /* Looks until condition() holds; whether it did. Adapts the limit. */

@@ -365,7 +365,16 @@ int bus_client_access(BusClient *c, unsigned slot, uint64_t offset, bool is_writ
 
 int bus_client_reset(BusClient *c) {
         BusSlot request = { .operation = BUS_OPERATION_RESET };
+        uint32_t link = __atomic_load_n(&c->link, __ATOMIC_ACQUIRE);
         uint64_t answer;
+        int r = -ENOTCONN;
 
-        return transact_until_answered(c, 0, &request, &answer) < 0 ? -EIO : 0;
+        if (LINK_STATE(link) == LINK_UP)
+                r = transact(c, 0, link, &request, &answer);
+        if (r == -ETIMEDOUT)
+                give_up(c, link, "the helper does not answer");
+        if (r < 0)
+                /* Not waited for, since the thread that resets is the one that connects: the next helper finds no state, and starts afresh. */
+                memset(c->memory->state, 0, sizeof(c->memory->state));
+        return 0;
 }

@@ -53,5 +53,5 @@ uint64_t bus_client_n_registers(const BusClient *c);
  * all ones for a read: -EIO where there is no helper, -EINVAL where the access is not one of this space. */
 int bus_client_access(BusClient *c, unsigned slot, uint64_t offset, bool is_write, void *data, size_t size);
 
-/* Puts the device back to its state at power-on. No vCPU may be in an access. */
+/* Puts the device back to its state at power-on; where there is no helper, the next one begins with that. No vCPU may be in an access. */
 int bus_client_reset(BusClient *c);

@@ -14,6 +14,8 @@
 
 /* How long a vCPU waits at a register whose helper is still starting, or starting again. */
 #define BUS_GRACE_USEC (120 * USEC_PER_SEC)
+/* Between two attempts to connect to the successor. */
+#define BUS_RETRY_USEC (100 * USEC_PER_MSEC)
 
 struct MachineDevice {
         Machine *machine;
@@ -27,7 +29,8 @@ struct MachineDevice {
         /* bus */
         BusClient *bus;
         int irq_fd;
-        sd_event_source *bus_source;
+        sd_event_source *bus_source, *bus_retry;
+        uint64_t bus_grace_ends_usec; /* 0 while it was not served yet */
         char *bus_error;
         bool bus_failed;
 
@@ -137,6 +140,27 @@ static void bus_fail(MachineDevice *d, const char *why) {
 
 static int bus_connect(MachineDevice *d);
 
+static int on_bus_retry(sd_event_source *s, uint64_t usec, void *userdata) {
+        MachineDevice *d = userdata;
+
+        d->bus_retry = sd_event_source_disable_unref(d->bus_retry);
+        (void) bus_connect(d);
+        return 0;
+}
+
+/* The connection ended. Its successor cannot be reached at once: what is connected to the socket while the helper's unit ends is flushed by
+ * systemd (FlushPending=). So this is tried for as long as vCPUs wait. */
+static int bus_lost(MachineDevice *d) {
+        uint64_t now = now_usec();
+        int r;
+
+        bus_client_disconnected(d->bus, d->bus_grace_ends_usec - now);
+        r = sd_event_add_time_relative(d->machine->event, &d->bus_retry, CLOCK_MONOTONIC, BUS_RETRY_USEC, 0, on_bus_retry, d);
+        if (r < 0)
+                bus_fail(d, strerror(-r));
+        return r;
+}
+
 static int on_bus_event(sd_event_source *s, int fd, uint32_t revents, void *userdata) {
         MachineDevice *d = userdata;
         _cleanup_free_ char *message = NULL;
@@ -150,15 +174,16 @@ static int on_bus_event(sd_event_source *s, int fd, uint32_t revents, void *user
                 return 0;
 
         d->bus_source = sd_event_source_disable_unref(d->bus_source);
-        if (!was_connected) {
+        if (was_connected) {
+                d->reconnects++;
+                d->bus_grace_ends_usec = now_usec() + BUS_GRACE_USEC;
+                machine_request(d->machine, MACHINE_REQUEST_DEVICES);
+        } else if (r != -ECONNRESET || now_usec() >= d->bus_grace_ends_usec) {
                 /* It never served us: its unit's journal has the reason. */
                 bus_fail(d, message ?: strerror(-r));
                 return 0;
         }
-        bus_client_disconnected(d->bus, BUS_GRACE_USEC);
-        d->reconnects++;
-        r = bus_connect(d);
-        machine_request(d->machine, MACHINE_REQUEST_DEVICES);
+        (void) bus_lost(d);
         return 0;
 }
 
@@ -231,6 +256,7 @@ MachineDevice *machine_devices_free(Machine *m) {
                 MachineDevice *d = &m->devices[i];
 
                 d->bus_source = sd_event_source_disable_unref(d->bus_source);
+                d->bus_retry = sd_event_source_disable_unref(d->bus_retry);
                 (void) bus_client_free(d->bus);
                 d->irq_fd = safe_close(d->irq_fd);
                 (void) virtio_pci_free(d->virtio);

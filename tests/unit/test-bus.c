@@ -582,6 +582,20 @@ static void a_dead_helpers_successor_has_its_registers(void **state) {
         fixture_down(&f);
 }
 
+static void a_reset_without_a_helper_is_done_by_the_next(void **state) {
+        Fixture f = {};
+
+        fixture_up(&f);
+        write32(f.client, 0, 16, 0xcafe1234);
+        reap(f.pid);
+        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), -ECONNRESET);
+        bus_client_disconnected(f.client, 60 * USEC_PER_SEC);
+        assert_int_equal(bus_client_reset(f.client), 0); /* at once */
+        connect_server(&f);
+        assert_int_equal(read32(f.client, 0, 16), 0x5a5a5a5a);
+        fixture_down(&f);
+}
+
 static void reads_what_was_written_in_every_size(void **state) {
         Fixture f = {};
         uint64_t v = UINT64_C(0x1122334455667788);
@@ -695,6 +709,7 @@ int main(void) {
                 cmocka_unit_test(client_waits_for_a_successor_no_longer_than_told),
                 cmocka_unit_test(an_unanswered_access_is_made_again_with_the_next_helper),
                 cmocka_unit_test(a_dead_helpers_successor_has_its_registers),
+                cmocka_unit_test(a_reset_without_a_helper_is_done_by_the_next),
                 cmocka_unit_test(reads_what_was_written_in_every_size),
                 cmocka_unit_test(a_pulse_reaches_the_interrupt_line),
                 cmocka_unit_test(four_vcpus_at_once_each_get_their_own_answers),
