@@ -190,6 +190,10 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
         (void) fputs("\n[Service]\n", f);
         put_name(outputs, f, "Slice", machine_slice_name(d->name));
         put_name(outputs, f, "User", unit_user_name(d->name, NULL));
+        /* In the user namespace of PrivateUsers= only vmmd's own group can be told from others, and it cannot look up names: so it is in
+         * the group whose members it obeys. */
+        if (d->access_group)
+                (void) fprintf(f, "Group=%s\n", d->access_group);
         /* Read by the manager as root: the definition may hold secrets, which a property (StandardInputData=) would show to everybody. */
         (void) fprintf(f, "StandardInput=file:%s/vmm@%s.service.d/definition.json\n", normal_dir, d->name);
         (void) fputs("ExecStartPre=\nExecStartPre=+" LIBEXECDIR "/vmm-open", f);
@@ -231,9 +235,6 @@ static int machine_socket(Outputs *outputs, const MachineDefinition *d) {
                 put_name(outputs, f, "Before", device_unit_name(d->name, d->devices[i].name, "socket"));
         (void) fputs("\n[Socket]\n", f);
         put_name(outputs, f, "Slice", machine_slice_name(d->name));
-        /* vmmd reads the group back from the socket: it cannot look up names. */
-        if (d->access_group)
-                (void) fprintf(f, "SocketGroup=%s\n", d->access_group);
         return outputs_close(outputs, f);
 }
 

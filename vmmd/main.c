@@ -190,9 +190,10 @@ static int make_server(sd_event *event, Machine *m, Given *given, VarlinkServer 
         if (r < 0)
                 return r;
         if (m->definition->access_group) {
+                /* In its unit vmmd runs with this group, and sees neither other groups (PrivateUsers=) nor their names. */
                 group = getgrnam(m->definition->access_group);
-                if (group)
-                        varlink_server_set_access_group(server, group->gr_gid);
+                if (group || getgid() != 0)
+                        varlink_server_set_access_group(server, group ? group->gr_gid : getgid());
                 else
                         log_warning("The definition's accessGroup '%s' does not exist on this host.",
                                 m->definition->access_group);
