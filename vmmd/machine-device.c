@@ -320,6 +320,8 @@ size_t machine_devices_update(Machine *m, MachineDevice **ret_failed) {
                 }
                 if (state == DEVICE_FAILED && !d->failure_reported && !*ret_failed) {
                         d->failure_reported = true;
+                        if (d->virtio)
+                                virtio_pci_needs_reset(d->virtio);
                         *ret_failed = d;
                 }
         }

@@ -14,7 +14,7 @@ int machine_devices_connect(Machine *m);
 /* Ends all waiting for helpers, for good: whatever a vCPU still asks of a device is answered as if it were not there. */
 void machine_devices_abort(Machine *m);
 MachineDevice *machine_devices_free(Machine *m);
-/* As after power-on. All vCPUs parked. */
+/* As after power-on. All vCPUs parked. Waits for the helpers: not to be called on the loop's thread while it has better to do. */
 void machine_devices_reset(Machine *m);
 int machine_devices_save(Machine *m, StateWriter *w);
 int machine_devices_load(Machine *m, StateReader *r, char **ret_message);

@@ -144,15 +144,21 @@ static void clear_memory(Machine *m) {
                 if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) region->fd_offset,
                             (off_t) region->size) < 0)
                         (void) log_warning_errno(errno, "Cannot give the guest's memory back at reset: %m");
+                if (m->definition->prefault && madvise(region->host, region->size, MADV_POPULATE_WRITE) < 0)
+                        (void) log_warning_errno(errno, "Cannot allocate the guest's memory again at reset: %m");
         }
 }
 
-/* All vCPUs are parked. */
+/* All vCPUs are parked, and no helper touches a ring. */
 static void reset_now(Machine *m) {
         _cleanup_free_ char *message = NULL;
         int r;
 
-        machine_devices_reset(m);
+        /* A guest that was told to power off meanwhile does not come back. */
+        if (m->stop_timer) {
+                finish(m, MACHINE_RESULT_SUCCESS, "The guest ended by a reset while being stopped.");
+                return;
+        }
         pci_bus_reset(&m->pci);
         clear_memory(m);
         r = arch_reset(m->arch, &message);
@@ -170,6 +176,28 @@ static void reset_now(Machine *m) {
         machine_status(m, "Running, reset %u time%s.", m->resets, m->resets == 1 ? "" : "s");
 }
 
+static void *reset_devices(void *userdata) {
+        Machine *m = userdata;
+
+        (void) pthread_setname_np(pthread_self(), "reset");
+        machine_devices_reset(m);
+        machine_request(m, MACHINE_REQUEST_DEVICES_RESET);
+        return NULL;
+}
+
+/* The helpers are to let go of their rings, which may take them a while. Other requests to this machine are answered meanwhile. */
+static void begin_devices_reset(Machine *m) {
+        m->has_reset_thread = pthread_create(&m->reset_thread, NULL, reset_devices, m) == 0;
+        if (!m->has_reset_thread)
+                (void) reset_devices(m);
+}
+
+static void join_reset_thread(Machine *m) {
+        if (m->has_reset_thread)
+                (void) pthread_join(m->reset_thread, NULL);
+        m->has_reset_thread = false;
+}
+
 static void handle_paused(Machine *m) {
         MachineAfterPause action = m->after_pause;
 
@@ -178,7 +206,7 @@ static void handle_paused(Machine *m) {
                 return;
         m->after_pause = AFTER_PAUSE_NOTHING;
         if (action == AFTER_PAUSE_RESET)
-                reset_now(m);
+                begin_devices_reset(m);
 }
 
 static void begin_reset(Machine *m) {
@@ -200,7 +228,8 @@ static void handle_guest_reset(Machine *m) {
 
 static void handle_panic(Machine *m) {
         machine_problem(m, MESSAGE_GUEST_PANIC, "The guest's kernel panicked.");
-        switch (m->definition->on_panic) {
+        /* Nothing but its end is awaited of a guest that is being stopped. */
+        switch (m->state == MACHINE_STOPPING ? ON_PANIC_STOP : m->definition->on_panic) {
         case ON_PANIC_STOP:
                 finish(m, MACHINE_RESULT_PANIC, "The guest's kernel panicked.");
                 break;
@@ -271,6 +300,10 @@ static void take_up(Machine *m, unsigned requests) {
                 update_readiness(m);
         if (requests & MACHINE_REQUEST_PAUSED)
                 handle_paused(m);
+        if (requests & MACHINE_REQUEST_DEVICES_RESET) {
+                join_reset_thread(m);
+                reset_now(m);
+        }
 
         /* Of several ends at once the most telling counts: a panic is followed by a reset or a triple fault. */
         if (requests & MACHINE_REQUEST_PANIC)
@@ -447,6 +480,7 @@ Machine *machine_free(Machine *m) {
                 return NULL;
         /* vCPUs first: they use everything else. None is to wait for a helper meanwhile. */
         machine_devices_abort(m);
+        join_reset_thread(m);
         if (m->has_vcpus)
                 vcpu_set_done(&m->vcpus);
         (void) machine_devices_free(m);

@@ -46,6 +46,7 @@ typedef enum MachineRequest {
         MACHINE_REQUEST_ERROR = 1 << 6,
         MACHINE_REQUEST_PANIC = 1 << 7,
         MACHINE_REQUEST_DEVICES = 1 << 8,
+        MACHINE_REQUEST_DEVICES_RESET = 1 << 9,
 } MachineRequest;
 
 /* What is to be done once all vCPUs are parked. */
@@ -78,6 +79,8 @@ typedef struct Machine {
         MachineState state;
         uint64_t state_since_usec; /* CLOCK_REALTIME */
         MachineAfterPause after_pause;
+        pthread_t reset_thread; /* makes the helpers let go of the old guest */
+        bool has_reset_thread;
         bool ready_sent;
         char *last_problem;
         atomic_uint requests;

@@ -2,36 +2,37 @@
 
 #include <fcntl.h>
 #include <linux/virtio_config.h>
-#include <linux/virtio_ids.h>
-#include <linux/virtio_ring.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
 
 #include "vhost-frontend.h"
-#include "vhost-user.h"
+#include "vhost-rings.h"
+#include "vhost-session.h"
 
-#define BIT64(n) (UINT64_C(1) << (n))
-
-/* What this front-end uses. Everything else that a back-end may offer stays off. */
-#define PROTOCOL_FEATURES                                                                                      \
-        (BIT64(VHOST_USER_PROTOCOL_F_MQ) | BIT64(VHOST_USER_PROTOCOL_F_REPLY_ACK) |                            \
-                BIT64(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | BIT64(VHOST_USER_PROTOCOL_F_CONFIG) |               \
-                BIT64(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) | BIT64(VHOST_USER_PROTOCOL_F_STATUS))
-
-/* Virtio features that would need something of this transport that it does not do: packed rings (in-flight log and ring base differ), IOMMU, SR-IOV,
- * notification data, ring reset. */
+/* Virtio features that would need something of this transport that it does not do: packed rings (in-flight log and ring base differ), IOMMU,
+ * SR-IOV, notification data, ring reset. */
 #define FEATURES_WITHHELD                                                                                      \
-        (BIT64(VHOST_USER_F_PROTOCOL_FEATURES) | BIT64(VIRTIO_F_RING_PACKED) | BIT64(VIRTIO_F_ACCESS_PLATFORM) |      \
-                BIT64(VIRTIO_F_SR_IOV) | BIT64(38) /* NOTIFICATION_DATA */ | BIT64(40) /* RING_RESET */)
+        (VHOST_BIT(VHOST_USER_F_PROTOCOL_FEATURES) | VHOST_BIT(VIRTIO_F_RING_PACKED) |                         \
+                VHOST_BIT(VIRTIO_F_ACCESS_PLATFORM) | VHOST_BIT(VIRTIO_F_SR_IOV) |                             \
+                VHOST_BIT(38) /* NOTIFICATION_DATA */ | VHOST_BIT(40) /* RING_RESET */)
 
-/* A helper that does not answer within this time counts as gone. Starting one may take systemd's own time-out. */
-#define REQUEST_TIMEOUT_SEC 60
-#define START_TIMEOUT_SEC 120
+/* A helper that does not answer within this time counts as gone. Starting one may take systemd's own time-out; stopping a ring only
+ * what is under way in it. */
+#define REQUEST_TIMEOUT_USEC (60 * USEC_PER_SEC)
+#define START_TIMEOUT_USEC (120 * USEC_PER_SEC)
+#define STOP_TIMEOUT_USEC (20 * USEC_PER_SEC)
+
+/* A successor may itself die at once, or systemd may flush the socket's queue on its way: for so long a broken attempt is
+ * made again. A socket that is gone for good (the start limit was reached) refuses within that time, too. */
+#define RECONNECT_USEC (10 * USEC_PER_SEC)
+#define RETRY_USEC (200 * USEC_PER_MSEC)
+/* A session shorter than this is not followed by another at once: who accepts and hangs up in turns is not to keep us busy. */
+#define SHORT_SESSION_USEC USEC_PER_SEC
 
 struct VhostFrontend {
         char *name;
@@ -40,27 +41,31 @@ struct VhostFrontend {
         const GuestMemory *memory;
         VhostFrontendHandlers handlers;
 
-        pthread_mutex_t lock; /* everything below; held across a request and its reply */
+        /* Held across a request and its reply, so never taken on the event loop's thread while a helper might be asked something: that thread
+         * looks at the atomic fields, and at the session's sockets while the state is ready, as nobody else closes them then. */
+        pthread_mutex_t lock;
         pthread_cond_t changed;
-        VhostFrontendState state;
+        _Atomic int state; /* VhostFrontendState; written with the lock held */
         char *error;
-        unsigned reconnects;
+        atomic_uint reconnects;
+        uint64_t ready_usec; /* when the session began */
 
-        pthread_t thread; /* connects */
+        pthread_t thread; /* connects; the session, and what is activated, are its own while the state is connecting */
         bool has_thread;
         atomic_bool closing;
 
-        int fd;         /* the session */
-        int backend_fd; /* our end of the back-end's own channel */
-        uint64_t backend_features;
-        uint64_t protocol_features;
-        uint64_t features; /* acknowledged by the driver, while active */
+        VhostSession session;
+        pthread_mutex_t fd_lock; /* makes and closes session.fd, so that an abort shuts down this socket and no other */
+
+        uint64_t offered; /* what the driver may choose from */
         bool active;
-        bool config_stale;
+        VhostActivation activation;
+
+        atomic_bool config_stale;
+        atomic_bool config_news; /* a new session found another content: the guest is still to be told */
+        atomic_uint config_generation;
         uint32_t config_size;
         uint8_t config[VHOST_USER_CONFIG_MAX];
-        int inflight_fd;
-        VhostUserInflight inflight;
 
         VhostQueue queues[VHOST_FRONTEND_QUEUES_MAX];
         unsigned n_queues;
@@ -70,218 +75,131 @@ struct VhostFrontend {
         VhostUserReceiver receiver;
 };
 
-static bool has_protocol(const VhostFrontend *f, unsigned bit) {
-        return f->protocol_features & BIT64(bit);
+/* With the lock held. */
+static void take_config(VhostFrontend *f, const uint8_t config[static VHOST_USER_CONFIG_MAX], uint32_t size) {
+        if (size == f->config_size && memcmp(config, f->config, VHOST_USER_CONFIG_MAX) == 0)
+                return;
+        f->config_size = size;
+        memcpy(f->config, config, VHOST_USER_CONFIG_MAX);
+        f->config_generation++;
 }
 
-/* Bytes of configuration space by device type: back-ends refuse to be asked for more than they have. (virtio 1.2, 5) */
-static uint32_t config_size_of(uint16_t virtio_id) {
-        switch (virtio_id) {
-        case VIRTIO_ID_NET:
-                return 12;
-        case VIRTIO_ID_BLOCK:
-                return 60;
-        case VIRTIO_ID_CONSOLE:
-                return 12;
-        case VIRTIO_ID_RNG:
-                return 0;
-        case VIRTIO_ID_BALLOON:
-                return 16;
-        case VIRTIO_ID_VSOCK:
-                return 8;
-        case VIRTIO_ID_FS:
-                return 44;
-        case VIRTIO_ID_PMEM:
-                return 16;
-        case VIRTIO_ID_INPUT:
-                return 136;
-        default:
-                return VHOST_USER_CONFIG_MAX;
-        }
-}
+/* With the lock held and the session ready. */
+static void refresh_config(VhostFrontend *f) {
+        uint8_t config[VHOST_USER_CONFIG_MAX] = {};
+        uint32_t size;
 
-/* --- requests; with the lock held or on the connecting thread before the session is published --- */
-
-static int receive_reply(VhostFrontend *f, uint32_t request, VhostUserMsg *reply, int *ret_fd) {
-        int fds[VHOST_USER_FDS_MAX], r;
-        size_t n_fds = ELEMENTSOF(fds);
-
-        r = vhost_user_recv(f->fd, reply, fds, &n_fds);
-        if (r < 0)
-                return r == -EAGAIN ? -ETIMEDOUT : r;
-        if (ret_fd)
-                *ret_fd = n_fds > 0 ? fds[0] : -EBADF;
-        for (size_t i = ret_fd ? 1 : 0; i < n_fds; i++)
-                (void) safe_close(fds[i]);
-        if (reply->header.request != request || !(reply->header.flags & VHOST_USER_FLAG_REPLY)) {
-                if (ret_fd)
-                        *ret_fd = safe_close(*ret_fd);
-                return -EPROTO;
-        }
-        return 0;
-}
-
-/* Sends a request that has no reply; with `confirm`, and where negotiated, waits for the back-end's word. */
-static int tell(VhostFrontend *f, VhostUserMsg *msg, uint32_t request, uint32_t size, const int *fds, size_t n_fds,
-        bool confirm) {
-        VhostUserMsg reply;
-        int r;
-
-        confirm = confirm && has_protocol(f, VHOST_USER_PROTOCOL_F_REPLY_ACK);
-        msg->header = (VhostUserHeader) { .request = request, .size = size,
-                                          .flags = confirm ? VHOST_USER_FLAG_NEED_REPLY : 0 };
-        r = vhost_user_send(f->fd, msg, fds, n_fds);
-        if (r < 0 || !confirm)
-                return r;
-        r = receive_reply(f, request, &reply, NULL);
-        if (r < 0)
-                return r;
-        return reply.payload.u64 == 0 ? 0 : -EREMOTEIO;
-}
-
-static int tell_u64(VhostFrontend *f, uint32_t request, uint64_t value) {
-        VhostUserMsg msg = { .payload.u64 = value };
-
-        return tell(f, &msg, request, sizeof(uint64_t), NULL, 0, false);
-}
-
-static int ask(VhostFrontend *f, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd) {
-        int r;
-
-        msg->header = (VhostUserHeader) { .request = request, .size = size };
-        r = vhost_user_send(f->fd, msg, NULL, 0);
-        return r < 0 ? r : receive_reply(f, request, msg, ret_fd);
-}
-
-static int ask_u64(VhostFrontend *f, uint32_t request, uint64_t *ret) {
-        VhostUserMsg msg = {};
-        int r;
-
-        r = ask(f, &msg, request, 0, NULL);
-        if (r < 0)
-                return r;
-        if (msg.header.size != sizeof(uint64_t))
-                return -EPROTO;
-        *ret = msg.payload.u64;
-        return 0;
-}
-
-static int fetch_config(VhostFrontend *f) {
-        uint32_t size = config_size_of(f->virtio_id);
-        VhostUserMsg msg = { .payload.config = { .size = size } };
-        int r;
-
-        if (size == 0 || !has_protocol(f, VHOST_USER_PROTOCOL_F_CONFIG))
-                return 0;
-        r = ask(f, &msg, VHOST_USER_GET_CONFIG, VHOST_USER_CONFIG_HEADER_SIZE + size, NULL);
-        if (r < 0)
-                return r;
-        /* "uses zero length of payload to indicate an error" */
-        if (msg.header.size < VHOST_USER_CONFIG_HEADER_SIZE || msg.payload.config.size > VHOST_USER_CONFIG_MAX ||
-                msg.header.size != VHOST_USER_CONFIG_HEADER_SIZE + msg.payload.config.size)
-                return -EREMOTEIO;
-        f->config_size = msg.payload.config.size;
-        memcpy(f->config, msg.payload.config.region, f->config_size);
+        /* First, so that a change announced meanwhile is not lost. */
         f->config_stale = false;
-        return 0;
+        if (vhost_session_get_config(&f->session, f->virtio_id, config, &size) >= 0)
+                take_config(f, config, size);
+        else
+                f->config_stale = true;
 }
 
-/* --- a session's beginning --- */
-
-static int open_backend_channel(VhostFrontend *f) {
-        _cleanup_close_ int theirs = -EBADF;
-        VhostUserMsg msg = {};
-        int pair[2], r;
-
-        if (!has_protocol(f, VHOST_USER_PROTOCOL_F_BACKEND_REQ))
-                return 0;
-        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
-                return -errno;
-        f->backend_fd = pair[0];
-        theirs = pair[1];
-        r = fcntl(f->backend_fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
-        if (r < 0)
-                return r;
-        return tell(f, &msg, VHOST_USER_SET_BACKEND_REQ_FD, 0, &theirs, 1, true);
-}
-
-static int negotiate(VhostFrontend *f, char **ret_message) {
-        uint64_t features, offered, queues;
-        VhostUserMsg msg = {};
-        int r;
-
-        r = tell(f, &msg, VHOST_USER_SET_OWNER, 0, NULL, 0, false);
-        if (r < 0)
-                return r;
-        r = ask_u64(f, VHOST_USER_GET_FEATURES, &features);
-        if (r < 0)
-                return r;
-        if (!(features & BIT64(VHOST_USER_F_PROTOCOL_FEATURES)) || !(features & BIT64(VIRTIO_F_VERSION_1)))
-                return set_message(ret_message, -EPROTONOSUPPORT,
-                        "its features %#llx lack VIRTIO_F_VERSION_1 or VHOST_USER_F_PROTOCOL_FEATURES",
-                        (unsigned long long) features);
-        /* Across a reconnect the driver's choice stands: a back-end that cannot do it any more is another device. */
-        if (f->active && (f->features & ~features))
-                return set_message(ret_message, -EPROTONOSUPPORT,
-                        "it came back without features that the guest uses: %#llx",
-                        (unsigned long long) (f->features & ~features));
-        f->backend_features = features;
-
-        r = ask_u64(f, VHOST_USER_GET_PROTOCOL_FEATURES, &offered);
-        if (r < 0)
-                return r;
-        f->protocol_features = offered & PROTOCOL_FEATURES;
-        r = tell_u64(f, VHOST_USER_SET_PROTOCOL_FEATURES, f->protocol_features);
-        if (r < 0)
-                return r;
-
-        if (has_protocol(f, VHOST_USER_PROTOCOL_F_MQ)) {
-                r = ask_u64(f, VHOST_USER_GET_QUEUE_NUM, &queues);
-                if (r < 0)
-                        return r;
-                if (queues < f->n_queues)
-                        return set_message(ret_message, -EPROTONOSUPPORT,
-                                "it has %llu queues, the machine's definition asks for %u", (unsigned long long) queues,
-                                f->n_queues);
-        }
-        r = open_backend_channel(f);
-        return r < 0 ? r : fetch_config(f);
-}
+/* --- connecting --- */
 
 static void close_session(VhostFrontend *f) {
-        f->fd = safe_close(f->fd);
-        f->backend_fd = safe_close(f->backend_fd);
+        (void) pthread_mutex_lock(&f->fd_lock);
+        f->session.fd = safe_close(f->session.fd);
+        (void) pthread_mutex_unlock(&f->fd_lock);
+        f->session.backend_fd = safe_close(f->session.backend_fd);
 }
 
-static int set_timeout(int fd, unsigned seconds) {
-        struct timeval tv = { .tv_sec = seconds };
+/* Waits a little; false where it is all over. */
+static bool retry_later(VhostFrontend *f) {
+        struct timespec until;
+        uint64_t nsec;
 
-        if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) < 0 ||
-                setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0)
-                return -errno;
-        return 0;
+        (void) clock_gettime(CLOCK_MONOTONIC, &until);
+        nsec = (uint64_t) until.tv_nsec + RETRY_USEC * NSEC_PER_USEC;
+        until.tv_sec += (time_t) (nsec / NSEC_PER_SEC);
+        until.tv_nsec = (long) (nsec % NSEC_PER_SEC);
+
+        (void) pthread_mutex_lock(&f->lock);
+        while (!f->closing && pthread_cond_clockwait(&f->changed, &f->lock, CLOCK_MONOTONIC, &until) == 0)
+                ;
+        (void) pthread_mutex_unlock(&f->lock);
+        return !f->closing;
 }
 
-static int give_rings(VhostFrontend *f, bool resume);
-
-/* One attempt at a whole session. On the connecting thread, without the lock: nobody else uses the session before it is published. */
-static int connect_session(VhostFrontend *f, char **ret_message) {
+/* Does not wait where the socket's queue is full, as connect() would. */
+static int open_socket(VhostFrontend *f) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        _cleanup_close_ int fd = -EBADF;
         int r;
 
-        f->fd = connect_unix(f->path);
-        if (f->fd < 0)
-                return set_message(ret_message, f->fd, "cannot connect to its socket %s: %s", f->path, strerror(-f->fd));
-        if (f->closing)
-                return -ECANCELED;
-        r = set_timeout(f->fd, START_TIMEOUT_SEC);
+        if (strlen(f->path) >= sizeof(address.sun_path))
+                return -ENAMETOOLONG;
+        strcpy(address.sun_path, f->path);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0 || connect(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
+                return -errno;
+
+        (void) pthread_mutex_lock(&f->fd_lock);
+        r = f->closing ? -ECANCELED : 0;
+        if (r >= 0)
+                f->session.fd = TAKE_FD(fd);
+        (void) pthread_mutex_unlock(&f->fd_lock);
+        return r;
+}
+
+/* One attempt at a whole session. */
+static int connect_session(VhostFrontend *f, char **ret_message) {
+        uint8_t config[VHOST_USER_CONFIG_MAX] = {};
+        unsigned generation = f->config_generation;
+        uint32_t config_size;
+        int r;
+
+        f->session = (VhostSession) { .fd = -EBADF, .backend_fd = -EBADF, .timeout_usec = START_TIMEOUT_USEC };
+        r = open_socket(f);
+        if (r < 0)
+                return set_message(ret_message, r, "cannot connect to its socket %s: %s", f->path, strerror(-r));
+        r = vhost_session_negotiate(&f->session, f->n_queues, ret_message);
+        f->session.timeout_usec = REQUEST_TIMEOUT_USEC;
+        f->config_stale = false;
+        if (r >= 0)
+                r = vhost_session_get_config(&f->session, f->virtio_id, config, &config_size);
         if (r < 0)
                 return r;
-        r = negotiate(f, ret_message);
-        if (r >= 0)
-                r = set_timeout(f->fd, REQUEST_TIMEOUT_SEC);
-        if (r >= 0 && f->active)
-                r = give_rings(f, true);
+        (void) pthread_mutex_lock(&f->lock);
+        f->offered = f->session.features & ~FEATURES_WITHHELD;
+        take_config(f, config, config_size);
+        (void) pthread_mutex_unlock(&f->lock);
+
+        /* Across a reconnect the driver's choice stands: a back-end that cannot do it any more is another device. */
+        if (f->active && f->activation.features & ~f->session.features)
+                return set_message(ret_message, -EPROTONOSUPPORT, "it came back without features that the guest uses: %#llx",
+                        (unsigned long long) (f->activation.features & ~f->session.features));
+        if (f->active)
+                r = vhost_rings_give(&f->session, f->memory, &f->activation, true);
+        f->config_news = f->active && f->config_generation != generation;
         return r;
+}
+
+/* Whether another attempt may go better. */
+static bool is_passing(int error) {
+        return error == -ENODATA || error == -ECONNRESET || error == -EPIPE || error == -ECONNREFUSED || error == -ENOENT ||
+                error == -EAGAIN;
+}
+
+static int connect_with_patience(VhostFrontend *f, char **ret_message) {
+        uint64_t until = now_usec() + RECONNECT_USEC;
+        bool again = f->reconnects > 0;
+        int r = -ECANCELED;
+
+        if (again && now_usec() - f->ready_usec < SHORT_SESSION_USEC && !retry_later(f))
+                return r;
+        for (;;) {
+                r = connect_session(f, ret_message);
+                if (r >= 0)
+                        return 0;
+                close_session(f);
+                /* A queue that is full empties; everything else is no matter of time for a helper that never served. */
+                if ((!again && r != -EAGAIN) || !is_passing(r) || now_usec() >= until || !retry_later(f))
+                        return r;
+                *ret_message = mfree(*ret_message);
+        }
 }
 
 static const char *describe_session_error(int error) {
@@ -308,15 +226,16 @@ static void *connecting_thread(void *argument) {
         int r;
 
         (void) pthread_setname_np(pthread_self(), "vhost-connect");
-        r = connect_session(f, &message);
+        r = connect_with_patience(f, &message);
 
         (void) pthread_mutex_lock(&f->lock);
         if (r < 0) {
-                close_session(f);
-                f->state = VHOST_FRONTEND_FAILED;
                 (void) set_message(&f->error, 0, "%s", message ?: describe_session_error(r));
-        } else
+                f->state = VHOST_FRONTEND_FAILED;
+        } else {
+                f->ready_usec = now_usec();
                 f->state = VHOST_FRONTEND_READY;
+        }
         (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
 
@@ -336,6 +255,7 @@ static int begin_connecting(VhostFrontend *f) {
         r = -pthread_create(&f->thread, NULL, connecting_thread, f);
         if (r < 0) {
                 f->state = VHOST_FRONTEND_FAILED;
+                (void) pthread_cond_broadcast(&f->changed);
                 return r;
         }
         f->has_thread = true;
@@ -356,8 +276,10 @@ int vhost_frontend_new(const char *name, const char *path, uint16_t virtio_id, u
         f->virtio_id = virtio_id;
         f->memory = memory;
         f->handlers = *handlers;
-        f->fd = f->backend_fd = f->inflight_fd = -EBADF;
+        f->session = (VhostSession) { .fd = -EBADF, .backend_fd = -EBADF };
+        f->activation.inflight_fd = -EBADF;
         (void) pthread_mutex_init(&f->lock, NULL);
+        (void) pthread_mutex_init(&f->fd_lock, NULL);
         (void) pthread_cond_init(&f->changed, NULL);
         for (unsigned i = 0; i < ELEMENTSOF(f->queues); i++)
                 f->queues[i] = (VhostQueue) { .kick_fd = -EBADF, .call_fd = -EBADF, .error_fd = -EBADF };
@@ -389,14 +311,12 @@ static void detach(VhostFrontend *f) {
 }
 
 void vhost_frontend_abort(VhostFrontend *f) {
-        int fd;
-
         f->closing = true;
-        /* Without the lock: whoever holds it may be waiting for the helper's answer. Sockets are closed only by the loop's thread and
-         * by a connecting thread that failed; at worst this shuts down nothing. */
-        fd = __atomic_load_n(&f->fd, __ATOMIC_ACQUIRE);
-        if (fd >= 0)
-                (void) shutdown(fd, SHUT_RDWR);
+        /* Who holds the lock may be waiting for the helper's answer; this ends that wait, so it comes before taking it. */
+        (void) pthread_mutex_lock(&f->fd_lock);
+        if (f->session.fd >= 0)
+                (void) shutdown(f->session.fd, SHUT_RDWR);
+        (void) pthread_mutex_unlock(&f->fd_lock);
         (void) pthread_mutex_lock(&f->lock);
         (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
@@ -410,7 +330,7 @@ VhostFrontend *vhost_frontend_free(VhostFrontend *f) {
                 (void) pthread_join(f->thread, NULL);
         detach(f);
         close_session(f);
-        f->inflight_fd = safe_close(f->inflight_fd);
+        f->activation.inflight_fd = safe_close(f->activation.inflight_fd);
         for (unsigned i = 0; i < ELEMENTSOF(f->queues); i++) {
                 f->queues[i].kick_fd = safe_close(f->queues[i].kick_fd);
                 f->queues[i].call_fd = safe_close(f->queues[i].call_fd);
@@ -420,6 +340,7 @@ VhostFrontend *vhost_frontend_free(VhostFrontend *f) {
         free(f->path);
         free(f->error);
         (void) pthread_mutex_destroy(&f->lock);
+        (void) pthread_mutex_destroy(&f->fd_lock);
         (void) pthread_cond_destroy(&f->changed);
         return mfree(f);
 }
@@ -443,6 +364,7 @@ static int on_session_event(sd_event_source *s, int fd, uint32_t revents, void *
                 return 0;
 
         detach(f);
+        /* Held, if at all, by a request on a connection that has ended, and so ends itself. */
         (void) pthread_mutex_lock(&f->lock);
         if (f->state == VHOST_FRONTEND_READY && !f->closing) {
                 close_session(f);
@@ -460,14 +382,12 @@ static void handle_backend_message(VhostFrontend *f) {
                                            .size = sizeof(uint64_t) } };
 
         if (msg->header.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG) {
-                (void) pthread_mutex_lock(&f->lock);
                 f->config_stale = true;
-                (void) pthread_mutex_unlock(&f->lock);
                 f->handlers.config_changed(f->handlers.userdata);
         } else
                 reply.payload.u64 = 1;
         if (msg->header.flags & VHOST_USER_FLAG_NEED_REPLY)
-                (void) vhost_user_send(f->backend_fd, &reply, NULL, 0);
+                (void) vhost_user_send(f->session.backend_fd, &reply, NULL, 0);
 }
 
 static int on_backend_event(sd_event_source *s, int fd, uint32_t revents, void *userdata) {
@@ -496,28 +416,22 @@ static int on_ring_error(sd_event_source *s, int fd, uint32_t revents, void *use
 int vhost_frontend_attach(VhostFrontend *f, sd_event *event) {
         int r;
 
-        if (f->session_source)
+        if (f->session_source || f->state != VHOST_FRONTEND_READY)
                 return 0;
-        (void) pthread_mutex_lock(&f->lock);
-        r = f->state == VHOST_FRONTEND_READY ?
-                sd_event_add_io(event, &f->session_source, f->fd, EPOLLRDHUP, on_session_event, f) : 0;
-        if (r >= 0 && f->backend_fd >= 0)
-                r = sd_event_add_io(event, &f->backend_source, f->backend_fd, EPOLLIN, on_backend_event, f);
+        r = sd_event_add_io(event, &f->session_source, f->session.fd, EPOLLRDHUP, on_session_event, f);
+        if (r >= 0 && f->session.backend_fd >= 0)
+                r = sd_event_add_io(event, &f->backend_source, f->session.backend_fd, EPOLLIN, on_backend_event, f);
         for (unsigned i = 0; i < f->n_queues && r >= 0; i++)
                 r = sd_event_add_io(event, &f->error_sources[i], f->queues[i].error_fd, EPOLLIN, on_ring_error, f);
-        (void) pthread_mutex_unlock(&f->lock);
+        if (r >= 0 && atomic_exchange(&f->config_news, false))
+                f->handlers.config_changed(f->handlers.userdata);
         return r;
 }
 
 /* --- what the transport asks --- */
 
 VhostFrontendState vhost_frontend_state(VhostFrontend *f) {
-        VhostFrontendState state;
-
-        (void) pthread_mutex_lock(&f->lock);
-        state = f->state;
-        (void) pthread_mutex_unlock(&f->lock);
-        return state;
+        return (VhostFrontendState) f->state;
 }
 
 char *vhost_frontend_error(VhostFrontend *f) {
@@ -530,12 +444,7 @@ char *vhost_frontend_error(VhostFrontend *f) {
 }
 
 unsigned vhost_frontend_reconnects(VhostFrontend *f) {
-        unsigned n;
-
-        (void) pthread_mutex_lock(&f->lock);
-        n = f->reconnects;
-        (void) pthread_mutex_unlock(&f->lock);
-        return n;
+        return f->reconnects;
 }
 
 /* With the lock held. */
@@ -558,7 +467,7 @@ uint64_t vhost_frontend_features(VhostFrontend *f) {
         uint64_t features;
 
         (void) pthread_mutex_lock(&f->lock);
-        features = f->backend_features & ~FEATURES_WITHHELD;
+        features = f->offered;
         (void) pthread_mutex_unlock(&f->lock);
         return features;
 }
@@ -575,25 +484,25 @@ void vhost_frontend_config_read(VhostFrontend *f, uint32_t offset, void *data, u
         memset(data, 0, size);
         (void) pthread_mutex_lock(&f->lock);
         if (f->config_stale && wait_ready(f) >= 0)
-                (void) fetch_config(f);
+                refresh_config(f);
         if (offset < f->config_size)
                 memcpy(data, f->config + offset, MIN(size, f->config_size - offset));
         (void) pthread_mutex_unlock(&f->lock);
 }
 
+unsigned vhost_frontend_config_generation(VhostFrontend *f) {
+        return f->config_generation;
+}
+
 int vhost_frontend_config_write(VhostFrontend *f, uint32_t offset, const void *data, uint32_t size) {
-        VhostUserMsg msg = { .payload.config = { .offset = offset, .size = size,
-                                                 .flags = VHOST_USER_CONFIG_WRITABLE } };
         int r;
 
         (void) pthread_mutex_lock(&f->lock);
         r = wait_ready(f);
-        if (r >= 0 && (!has_protocol(f, VHOST_USER_PROTOCOL_F_CONFIG) || !range_within(offset, size, f->config_size)))
+        if (r >= 0 && !range_within(offset, size, f->config_size))
                 r = -EINVAL;
-        if (r >= 0) {
-                memcpy(msg.payload.config.region, data, size);
-                r = tell(f, &msg, VHOST_USER_SET_CONFIG, VHOST_USER_CONFIG_HEADER_SIZE + size, NULL, 0, true);
-        }
+        if (r >= 0)
+                r = vhost_session_set_config(&f->session, offset, data, size);
         if (r >= 0)
                 f->config_stale = true;
         (void) pthread_mutex_unlock(&f->lock);
@@ -602,133 +511,35 @@ int vhost_frontend_config_write(VhostFrontend *f, uint32_t offset, const void *d
 
 /* --- rings --- */
 
-static int give_memory(VhostFrontend *f) {
-        VhostUserMemory table = {};
-        VhostUserMsg msg = {};
-        int fds[VHOST_USER_MEMORY_REGIONS_MAX];
-        size_t n = f->memory->n_regions;
+static void forget_activation(VhostFrontend *f) {
+        f->active = false;
+        f->activation.inflight_fd = safe_close(f->activation.inflight_fd);
+}
 
-        table.nregions = (uint32_t) n;
-        for (size_t i = 0; i < n; i++) {
-                const GuestRegion *region = &f->memory->regions[i];
+/* With the lock held and the session ready. */
+static int activate(VhostFrontend *f, uint64_t features) {
+        VhostActivation *a = &f->activation;
+        int r;
 
-                table.regions[i] = (VhostUserMemoryRegion) {
-                        .guest_phys_addr = region->guest_address,
-                        .memory_size = region->size,
-                        .userspace_addr = region->user_address,
-                        .mmap_offset = region->fd_offset,
-                };
-                fds[i] = region->fd;
+        if (features & ~f->offered)
+                return -EPROTONOSUPPORT;
+        forget_activation(f);
+        a->features = features;
+        a->n_queues = f->n_queues;
+        memcpy(a->queues, f->queues, sizeof(a->queues));
+        r = vhost_rings_check(f->memory, a);
+        if (r < 0)
+                return r;
+
+        f->active = true;
+        r = vhost_rings_give(&f->session, f->memory, a, false);
+        if (r == -EREMOTEIO) {
+                (void) vhost_rings_take(&f->session, a);
+                forget_activation(f);
+                return r;
         }
-        msg.payload.memory = table;
-        return tell(f, &msg, VHOST_USER_SET_MEM_TABLE,
-                (uint32_t) (offsetof(VhostUserMemory, regions) + n * sizeof(VhostUserMemoryRegion)), fds, n, true);
-}
-
-/* The log of requests under way outlives the back-end: it is asked for once an activation and handed to each session after that. */
-static int give_inflight(VhostFrontend *f) {
-        uint16_t size = 0;
-        VhostUserMsg msg = {};
-        int r;
-
-        if (!has_protocol(f, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD))
-                return 0;
-        if (f->inflight_fd < 0) {
-                for (unsigned i = 0; i < f->n_queues; i++)
-                        size = MAX(size, f->queues[i].enabled ? f->queues[i].size : 0);
-                msg.payload.inflight = (VhostUserInflight) { .num_queues = (uint16_t) f->n_queues, .queue_size = size };
-                r = ask(f, &msg, VHOST_USER_GET_INFLIGHT_FD, sizeof(VhostUserInflight), &f->inflight_fd);
-                if (r < 0)
-                        return r;
-                if (f->inflight_fd < 0)
-                        return -EPROTO;
-                f->inflight = msg.payload.inflight;
-        }
-        msg = (VhostUserMsg) { .payload.inflight = f->inflight };
-        return tell(f, &msg, VHOST_USER_SET_INFLIGHT_FD, sizeof(VhostUserInflight), &f->inflight_fd, 1, true);
-}
-
-static int give_fd(VhostFrontend *f, uint32_t request, unsigned index, int fd) {
-        VhostUserMsg msg = { .payload.u64 = index };
-
-        return tell(f, &msg, request, sizeof(uint64_t), &fd, 1, false);
-}
-
-static int give_ring(VhostFrontend *f, unsigned index, bool resume) {
-        const VhostQueue *q = &f->queues[index];
-        uint64_t n = q->size;
-        const struct vring_desc *descriptors = guest_memory_at(f->memory, q->descriptors, n * sizeof(struct vring_desc));
-        const struct vring_avail *driver = guest_memory_at(f->memory, q->driver, 6 + n * 2);
-        const struct vring_used *device = guest_memory_at(f->memory, q->device, 6 + n * sizeof(struct vring_used_elem));
-        VhostUserMsg msg = {};
-        int r;
-
-        if (!descriptors || !driver || !device)
-                return -EINVAL;
-
-        msg.payload.state = (struct vhost_vring_state) { .index = index, .num = (unsigned) n };
-        r = tell(f, &msg, VHOST_USER_SET_VRING_NUM, sizeof(struct vhost_vring_state), NULL, 0, false);
-        if (r < 0)
-                return r;
-
-        /* A back-end that died could not say where it was. What it had finished is in the used ring; the in-flight log has the rest. */
-        msg.payload.state = (struct vhost_vring_state) {
-                .index = index,
-                .num = resume ? __atomic_load_n(&device->idx, __ATOMIC_ACQUIRE) : 0,
-        };
-        r = tell(f, &msg, VHOST_USER_SET_VRING_BASE, sizeof(struct vhost_vring_state), NULL, 0, false);
-        if (r < 0)
-                return r;
-
-        msg.payload.addr = (struct vhost_vring_addr) {
-                .index = index,
-                .desc_user_addr = (uint64_t) (uintptr_t) descriptors,
-                .avail_user_addr = (uint64_t) (uintptr_t) driver,
-                .used_user_addr = (uint64_t) (uintptr_t) device,
-        };
-        r = tell(f, &msg, VHOST_USER_SET_VRING_ADDR, sizeof(struct vhost_vring_addr), NULL, 0, true);
-        if (r < 0)
-                return r;
-
-        r = give_fd(f, VHOST_USER_SET_VRING_ERR, index, q->error_fd);
-        if (r >= 0)
-                r = give_fd(f, VHOST_USER_SET_VRING_CALL, index, q->call_fd);
-        if (r >= 0)
-                r = give_fd(f, VHOST_USER_SET_VRING_KICK, index, q->kick_fd);
-        return r;
-}
-
-static int give_rings(VhostFrontend *f, bool resume) {
-        VhostUserMsg msg = {};
-        int r;
-
-        r = tell_u64(f, VHOST_USER_SET_FEATURES, f->features | BIT64(VHOST_USER_F_PROTOCOL_FEATURES));
-        if (r >= 0)
-                r = give_memory(f);
-        if (r >= 0)
-                r = give_inflight(f);
-        for (unsigned i = 0; i < f->n_queues && r >= 0; i++)
-                if (f->queues[i].enabled)
-                        r = give_ring(f, i, resume);
-        for (unsigned i = 0; i < f->n_queues && r >= 0; i++)
-                if (f->queues[i].enabled) {
-                        msg.payload.state = (struct vhost_vring_state) { .index = i, .num = 1 };
-                        r = tell(f, &msg, VHOST_USER_SET_VRING_ENABLE, sizeof(struct vhost_vring_state), NULL, 0, true);
-                }
-        if (r >= 0 && has_protocol(f, VHOST_USER_PROTOCOL_F_STATUS))
-                r = tell_u64(f, VHOST_USER_SET_STATUS,
-                        VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK |
-                                VIRTIO_CONFIG_S_DRIVER_OK);
-        /* Kicks that came while no session was there may have been read by a back-end that then died: have it look. */
-        for (unsigned i = 0; i < f->n_queues && r >= 0 && resume; i++)
-                if (f->queues[i].enabled)
-                        (void) eventfd_write(f->queues[i].kick_fd, 1);
-        return r;
-}
-
-/* Whether the helper is gone or beside itself, rather than the driver's rings wrong. */
-static bool is_connection_error(int error) {
-        return error == -ENODATA || error == -ECONNRESET || error == -EPIPE;
+        /* A session that ended is followed by a new one, which takes the rings over. */
+        return 0;
 }
 
 int vhost_frontend_activate(VhostFrontend *f, uint64_t features) {
@@ -736,43 +547,28 @@ int vhost_frontend_activate(VhostFrontend *f, uint64_t features) {
 
         (void) pthread_mutex_lock(&f->lock);
         r = wait_ready(f);
-        if (r >= 0) {
-                f->features = features;
-                f->active = true;
-                f->inflight_fd = safe_close(f->inflight_fd);
-                r = give_rings(f, false);
-                /* The hang-up starts a new session, which brings the rings over. */
-                if (is_connection_error(r))
-                        r = 0;
-                if (r < 0)
-                        f->active = false;
-        }
+        if (r >= 0)
+                r = activate(f, features);
         (void) pthread_mutex_unlock(&f->lock);
         return r;
 }
 
 void vhost_frontend_deactivate(VhostFrontend *f) {
+        uint64_t count;
+
         (void) pthread_mutex_lock(&f->lock);
         if (f->active && wait_ready(f) >= 0) {
-                for (unsigned i = 0; i < f->n_queues; i++) {
-                        VhostUserMsg msg = { .payload.state = { .index = i } };
-
-                        if (f->queues[i].enabled &&
-                                ask(f, &msg, VHOST_USER_GET_VRING_BASE, sizeof(struct vhost_vring_state), NULL) < 0)
-                                break;
-                }
-                if (has_protocol(f, VHOST_USER_PROTOCOL_F_STATUS))
-                        (void) tell_u64(f, VHOST_USER_SET_STATUS, 0);
+                f->session.timeout_usec = STOP_TIMEOUT_USEC;
+                (void) vhost_rings_take(&f->session, &f->activation);
+                f->session.timeout_usec = REQUEST_TIMEOUT_USEC;
         }
-        f->active = false;
-        f->inflight_fd = safe_close(f->inflight_fd);
+        if (f->state != VHOST_FRONTEND_CONNECTING)
+                forget_activation(f);
+        /* Signals of the old rings mean nothing to the next driver. */
         for (unsigned i = 0; i < f->n_queues; i++) {
-                uint64_t count;
-
-                f->queues[i].enabled = false;
-                /* Signals of the old rings mean nothing to the next driver. */
                 (void) !read(f->queues[i].kick_fd, &count, sizeof(count));
                 (void) !read(f->queues[i].call_fd, &count, sizeof(count));
+                (void) !read(f->queues[i].error_fd, &count, sizeof(count));
         }
         (void) pthread_mutex_unlock(&f->lock);
 }

@@ -7,7 +7,10 @@
  *
  * Connecting and negotiating takes as long as the helper needs to start; a thread of its own does it, so that the vCPUs run
  * meanwhile. Who needs the device waits in vhost_frontend_wait(). A session that breaks is made anew in the same way, with the
- * in-flight log, and the guest sees only a pause. */
+ * in-flight log, and the guest sees only a pause.
+ *
+ * What vCPUs ask may wait for the helper: registers of a device that is not there yet do. What the event loop's thread asks never
+ * does; those functions say so. */
 
 #include <systemd/sd-event.h>
 
@@ -51,7 +54,7 @@ int vhost_frontend_new(const char *name, const char *path, uint16_t virtio_id, u
 VhostFrontend *vhost_frontend_free(VhostFrontend *f);
 DEFINE_CLEANUP(VhostFrontend, vhost_frontend_free)
 
-/* Ends the session for good and wakes everybody who waits for it. Any thread. */
+/* Ends the session for good and wakes everybody who waits for it. Any thread; does not wait for the helper. */
 void vhost_frontend_abort(VhostFrontend *f);
 
 /* Begins to connect; from now on state_changed is called. */
@@ -60,10 +63,11 @@ int vhost_frontend_start(VhostFrontend *f);
  * whenever the state became ready. */
 int vhost_frontend_attach(VhostFrontend *f, sd_event *event);
 
+/* Does not wait. */
 VhostFrontendState vhost_frontend_state(VhostFrontend *f);
 /* Why it failed last; the caller frees it. NULL where it did not. */
 char *vhost_frontend_error(VhostFrontend *f);
-/* How often a session was made anew. */
+/* How often a session was made anew. Does not wait. */
 unsigned vhost_frontend_reconnects(VhostFrontend *f);
 
 /* Waits until the session is ready: 0, or -ENOLINK where the device failed. */
@@ -74,12 +78,14 @@ uint64_t vhost_frontend_features(VhostFrontend *f);
 unsigned vhost_frontend_n_queues(const VhostFrontend *f);
 VhostQueue *vhost_frontend_queue(VhostFrontend *f, unsigned index);
 
-/* Device configuration space; beyond its end there are zeroes. Reads come from a copy that is refreshed after a change. */
+/* Device configuration space; beyond its end there are zeroes. Reads come from a copy that is refreshed after a change; each
+ * refreshment that finds another content counts the generation up (virtio 1.2, 2.5.1). */
 void vhost_frontend_config_read(VhostFrontend *f, uint32_t offset, void *data, uint32_t size);
+unsigned vhost_frontend_config_generation(VhostFrontend *f);
 int vhost_frontend_config_write(VhostFrontend *f, uint32_t offset, const void *data, uint32_t size);
 
-/* The driver said DRIVER_OK: gives the helper memory, features and the enabled queues. -EINVAL where a queue does not lie in guest
- * memory; -ENOLINK where the helper is gone. */
+/* The driver said DRIVER_OK: gives the helper memory, features and the queues enabled now. -EINVAL where a queue does not lie in guest
+ * memory as it should; -EPROTONOSUPPORT where the features are not the device's; -ENOLINK where the helper is gone for good. */
 int vhost_frontend_activate(VhostFrontend *f, uint64_t features);
 /* The driver reset the device: the helper has let go of every ring when this returns. */
 void vhost_frontend_deactivate(VhostFrontend *f);

@@ -3,6 +3,7 @@
 #include <linux/pci_regs.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_pci.h>
+#include <stdatomic.h>
 #include <sys/eventfd.h>
 
 #include "virtio-pci.h"
@@ -41,13 +42,13 @@ struct VirtioPci {
         pthread_mutex_t lock; /* the registers */
         uint32_t device_feature_select, driver_feature_select;
         uint64_t driver_features;
-        uint8_t status;
-        uint8_t isr;
-        uint8_t config_generation;
-        bool config_changed_since_read;
         uint16_t queue_select;
-        uint16_t config_vector;
+        uint8_t generation_base; /* what the configuration's generation adds to */
         uint16_t queue_vector[VHOST_FRONTEND_QUEUES_MAX];
+        /* The event loop's thread sees these, too, which must not wait for the lock: its holder may wait for the helper. */
+        _Atomic uint8_t status;
+        _Atomic uint8_t isr;
+        uint16_t config_vector; /* read atomically */
         int config_fd; /* eventfd behind the configuration vector */
         uint64_t notify_base; /* where the ioeventfds are; 0 where nowhere */
 };
@@ -56,53 +57,53 @@ struct VirtioPci {
 
 /* A vector that cannot be had reads back as NO_VECTOR (4.1.5.1.2.2). */
 static void set_vector(VirtioPci *v, uint16_t *slot, uint16_t vector, int fd) {
+        uint16_t now = VIRTIO_MSI_NO_VECTOR;
+
         if (*slot != VIRTIO_MSI_NO_VECTOR)
                 msix_unbind(v->msix, *slot, fd);
-        *slot = VIRTIO_MSI_NO_VECTOR;
         if (vector != VIRTIO_MSI_NO_VECTOR && msix_bind(v->msix, vector, fd) >= 0)
-                *slot = vector;
+                now = vector;
+        __atomic_store_n(slot, now, __ATOMIC_RELEASE);
 }
 
 static void signal_config_change(VirtioPci *v) {
         v->isr |= ISR_CONFIG;
-        v->config_generation++;
-        if (v->config_vector != VIRTIO_MSI_NO_VECTOR)
+        if (__atomic_load_n(&v->config_vector, __ATOMIC_ACQUIRE) != VIRTIO_MSI_NO_VECTOR)
                 (void) eventfd_write(v->config_fd, 1);
 }
 
 void virtio_pci_config_changed(VirtioPci *v) {
-        (void) pthread_mutex_lock(&v->lock);
         if (v->status & VIRTIO_CONFIG_S_DRIVER_OK)
                 signal_config_change(v);
-        (void) pthread_mutex_unlock(&v->lock);
 }
 
 void virtio_pci_needs_reset(VirtioPci *v) {
-        (void) pthread_mutex_lock(&v->lock);
-        v->status |= STATUS_NEEDS_RESET;
-        if (v->status & VIRTIO_CONFIG_S_DRIVER_OK)
-                signal_config_change(v);
-        (void) pthread_mutex_unlock(&v->lock);
+        uint8_t status = v->status;
+
+        /* Not where the driver has reset the device meanwhile. */
+        do
+                if (!(status & VIRTIO_CONFIG_S_DRIVER_OK))
+                        return;
+        while (!atomic_compare_exchange_weak(&v->status, &status, status | STATUS_NEEDS_RESET));
+        signal_config_change(v);
 }
 
 bool virtio_pci_is_active(VirtioPci *v) {
-        bool active;
-
-        (void) pthread_mutex_lock(&v->lock);
-        active = v->status & VIRTIO_CONFIG_S_DRIVER_OK;
-        (void) pthread_mutex_unlock(&v->lock);
-        return active;
+        return v->status & VIRTIO_CONFIG_S_DRIVER_OK;
 }
 
 /* --- status --- */
 
 /* With the lock held. */
 static void reset_registers(VirtioPci *v) {
+        uint64_t count;
+
         vhost_frontend_deactivate(v->frontend);
         for (unsigned i = 0; i < vhost_frontend_n_queues(v->frontend); i++) {
                 VhostQueue *q = vhost_frontend_queue(v->frontend, i);
 
                 set_vector(v, &v->queue_vector[i], VIRTIO_MSI_NO_VECTOR, q->call_fd);
+                q->enabled = false;
                 q->size = QUEUE_SIZE_MAX;
                 q->descriptors = q->driver = q->device = 0;
         }
@@ -110,8 +111,9 @@ static void reset_registers(VirtioPci *v) {
         v->device_feature_select = v->driver_feature_select = 0;
         v->driver_features = 0;
         v->queue_select = 0;
-        v->isr = 0;
         v->status = 0;
+        v->isr = 0;
+        (void) !read(v->config_fd, &count, sizeof(count));
 }
 
 void virtio_pci_reset(VirtioPci *v) {
@@ -121,7 +123,8 @@ void virtio_pci_reset(VirtioPci *v) {
 }
 
 static void write_status(VirtioPci *v, uint8_t status) {
-        uint8_t added = status & (uint8_t) ~v->status;
+        /* "The driver MUST NOT clear a device status bit" (2.1.1) but by a reset: what is under way is not taken back. */
+        uint8_t added = status & (uint8_t) ~v->status & (uint8_t) ~STATUS_NEEDS_RESET;
 
         if (status == 0) {
                 reset_registers(v);
@@ -131,11 +134,11 @@ static void write_status(VirtioPci *v, uint8_t status) {
         if (added & VIRTIO_CONFIG_S_FEATURES_OK &&
                 (v->driver_features & ~vhost_frontend_features(v->frontend) ||
                         !(v->driver_features & (UINT64_C(1) << VIRTIO_F_VERSION_1))))
-                status &= (uint8_t) ~VIRTIO_CONFIG_S_FEATURES_OK;
-        v->status = status | (v->status & STATUS_NEEDS_RESET);
+                added &= (uint8_t) ~VIRTIO_CONFIG_S_FEATURES_OK;
+        v->status |= added;
 
         if (added & VIRTIO_CONFIG_S_DRIVER_OK) {
-                if (!(status & VIRTIO_CONFIG_S_FEATURES_OK) ||
+                if (!(v->status & VIRTIO_CONFIG_S_FEATURES_OK) ||
                         vhost_frontend_activate(v->frontend, v->driver_features) < 0) {
                         v->status |= STATUS_NEEDS_RESET;
                         signal_config_change(v);
@@ -166,7 +169,7 @@ static uint32_t read_common(VirtioPci *v, unsigned offset) {
         case VIRTIO_PCI_COMMON_STATUS:
                 return v->status;
         case VIRTIO_PCI_COMMON_CFGGENERATION:
-                return v->config_generation;
+                return (uint8_t) (v->generation_base + vhost_frontend_config_generation(v->frontend));
         case VIRTIO_PCI_COMMON_Q_SELECT:
                 return v->queue_select;
         }
@@ -202,6 +205,11 @@ static void set_half(uint64_t *field, unsigned half, uint32_t value) {
         *field = half == 0 ? (*field & ~UINT64_C(0xffffffff)) | value : (*field & UINT64_C(0xffffffff)) | (uint64_t) value << 32;
 }
 
+/* Of a split ring: a power of two (2.7). */
+static bool is_queue_size(uint32_t value) {
+        return value > 0 && value <= QUEUE_SIZE_MAX && (value & (value - 1)) == 0;
+}
+
 static void write_queue(VirtioPci *v, unsigned offset, uint32_t value) {
         VhostQueue *q = vhost_frontend_queue(v->frontend, v->queue_select);
 
@@ -211,12 +219,12 @@ static void write_queue(VirtioPci *v, unsigned offset, uint32_t value) {
                 set_vector(v, &v->queue_vector[v->queue_select], (uint16_t) value, q->call_fd);
                 return;
         }
-        /* A queue in use does not change under the helper. */
-        if (q->enabled)
+        /* A queue in use does not change under the helper, and none joins those it was given. */
+        if (q->enabled || v->status & VIRTIO_CONFIG_S_DRIVER_OK)
                 return;
         switch (offset) {
         case VIRTIO_PCI_COMMON_Q_SIZE:
-                if (value > 0 && value <= QUEUE_SIZE_MAX && (value & (value - 1)) == 0)
+                if (is_queue_size(value))
                         q->size = (uint16_t) value;
                 break;
         case VIRTIO_PCI_COMMON_Q_ENABLE:
@@ -314,8 +322,7 @@ static void isr_access(VirtioPci *v, unsigned offset, void *data, unsigned size,
         if (is_write || offset != 0)
                 return;
         memset(data, 0, size);
-        *(uint8_t *) data = v->isr;
-        v->isr = 0; /* reading acknowledges (4.1.4.5) */
+        *(uint8_t *) data = atomic_exchange(&v->isr, 0); /* reading acknowledges (4.1.4.5) */
 }
 
 /* Only where KVM has no ioeventfd for the access: a width it does not match. */
@@ -503,7 +510,7 @@ int virtio_pci_save(VirtioPci *v, StateWriter *w) {
         state_put_u64(w, v->driver_features);
         state_put_u8(w, v->status);
         state_put_u8(w, v->isr);
-        state_put_u8(w, v->config_generation);
+        state_put_u8(w, (uint8_t) (v->generation_base + vhost_frontend_config_generation(v->frontend)));
         state_put_u16(w, v->queue_select);
         state_put_u16(w, v->config_vector);
         state_put_u32(w, vhost_frontend_n_queues(v->frontend));
@@ -522,34 +529,64 @@ int virtio_pci_save(VirtioPci *v, StateWriter *w) {
         return r;
 }
 
-static int load_registers(VirtioPci *v, StateReader *r, char **ret_message) {
-        uint32_t n;
-        uint16_t config_vector;
+typedef struct SavedQueue {
+        VhostQueue queue; /* without the eventfds */
+        uint16_t vector;
+} SavedQueue;
 
-        v->device_feature_select = state_get_u32(r);
-        v->driver_feature_select = state_get_u32(r);
-        v->driver_features = state_get_u64(r);
-        v->status = state_get_u8(r);
-        v->isr = state_get_u8(r);
-        v->config_generation = state_get_u8(r);
-        v->queue_select = state_get_u16(r);
-        config_vector = state_get_u16(r);
-        n = state_get_u32(r);
-        if (n != vhost_frontend_n_queues(v->frontend))
-                return set_message(ret_message, -EBADMSG, "The device in slot %u has %u queues, the state %u.", v->pci.slot,
-                        vhost_frontend_n_queues(v->frontend), n);
-        set_vector(v, &v->config_vector, config_vector, v->config_fd);
+static int read_queues(VirtioPci *v, StateReader *r, SavedQueue *queues, unsigned n, char **ret_message) {
         for (unsigned i = 0; i < n; i++) {
-                VhostQueue *q = vhost_frontend_queue(v->frontend, i);
+                VhostQueue *q = &queues[i].queue;
 
                 q->enabled = state_get_u8(r);
                 q->size = state_get_u16(r);
                 q->descriptors = state_get_u64(r);
                 q->driver = state_get_u64(r);
                 q->device = state_get_u64(r);
-                set_vector(v, &v->queue_vector[i], state_get_u16(r), q->call_fd);
+                queues[i].vector = state_get_u16(r);
+                if (!is_queue_size(q->size))
+                        return set_message(ret_message, -EBADMSG, "The state of PCI slot %u has a queue of size %u.",
+                                v->pci.slot, q->size);
         }
         return state_leave(r, ret_message);
+}
+
+static int load_registers(VirtioPci *v, StateReader *r, char **ret_message) {
+        unsigned n_queues = vhost_frontend_n_queues(v->frontend);
+        SavedQueue queues[VHOST_FRONTEND_QUEUES_MAX];
+        uint32_t device_feature_select = state_get_u32(r), driver_feature_select = state_get_u32(r);
+        uint64_t driver_features = state_get_u64(r);
+        uint8_t status = state_get_u8(r), isr = state_get_u8(r), generation = state_get_u8(r);
+        uint16_t queue_select = state_get_u16(r), config_vector = state_get_u16(r);
+        uint32_t n = state_get_u32(r);
+        int k;
+
+        if (n != n_queues)
+                return set_message(ret_message, -EBADMSG, "The device in slot %u has %u queues, the state %u.", v->pci.slot,
+                        n_queues, n);
+        k = read_queues(v, r, queues, n, ret_message);
+        if (k < 0)
+                return k;
+
+        v->device_feature_select = device_feature_select;
+        v->driver_feature_select = driver_feature_select;
+        v->driver_features = driver_features;
+        v->status = status;
+        v->isr = isr;
+        v->generation_base = (uint8_t) (generation - vhost_frontend_config_generation(v->frontend));
+        v->queue_select = queue_select;
+        set_vector(v, &v->config_vector, config_vector, v->config_fd);
+        for (unsigned i = 0; i < n; i++) {
+                VhostQueue *q = vhost_frontend_queue(v->frontend, i);
+
+                q->enabled = queues[i].queue.enabled;
+                q->size = queues[i].queue.size;
+                q->descriptors = queues[i].queue.descriptors;
+                q->driver = queues[i].queue.driver;
+                q->device = queues[i].queue.device;
+                set_vector(v, &v->queue_vector[i], queues[i].vector, q->call_fd);
+        }
+        return 0;
 }
 
 int virtio_pci_load(VirtioPci *v, StateReader *r, char **ret_message) {
