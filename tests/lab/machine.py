@@ -15,6 +15,11 @@ BOOT = 120
 WANTS = "/run/systemd/system/multi-user.target.wants"
 
 
+def escape(name):
+    """As systemd-escape(1) does."""
+    return "".join(c if c.isalnum() or c in ":_." and (i or c != ".") else f"\\x{ord(c):02x}" for i, c in enumerate(name))
+
+
 class Machine:
     def __init__(self, lab, name="test", kernel="debian12", image="vmlinuz", test="info,poweroff", command_line="quiet",
                  devices=None, **settings):
@@ -32,23 +37,27 @@ class Machine:
         definition["devices"].update(devices or {})
         definition.update(settings)
         self.devices = list(definition["devices"])
-        lab.check(f"systemctl stop {self.unit} 2>/dev/null; systemctl reset-failed 'vmm*' 2>/dev/null; "
-                  f"mkdir -p /var/log/vmm-lab; rm -f {self.log}", timeout=120)
-        lab.write_file(f"/etc/vmm/{name}.json", json.dumps(definition, indent=8))
         # What is wanted by a target stays loaded, and so its result can be asked for when it has ended.
-        lab.check(f"mkdir -p {WANTS} && ln -sf /lib/systemd/system/vmm@.service {WANTS}/{self.unit} && "
-                  "systemctl daemon-reload")
+        lab.check(f"""
+if [ -d {self.cgroup} ]; then systemctl stop {self.unit}; fi
+mkdir -p /etc/vmm /var/log/vmm-lab {WANTS}
+rm -f {self.log}
+cat >/etc/vmm/{name}.json
+ln -sf /lib/systemd/system/vmm@.service {WANTS}/{self.unit}
+systemctl daemon-reload""", timeout=120, input=json.dumps(definition, indent=8).encode())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.lab.run(f"vmmctl stop --force {self.name}; systemctl stop {self.unit}; "
-                     f"rm -f /etc/vmm/{self.name}.json {WANTS}/{self.unit}; systemctl reset-failed 'vmm*'", timeout=120)
+        self.lab.run(f"""
+if [ -d {self.cgroup} ]; then timeout 20 vmmctl stop --force {self.name}; fi
+systemctl stop {self.unit} vmm@{self.name}.socket
+rm -f /etc/vmm/{self.name}.json {WANTS}/{self.unit}
+systemctl reset-failed 'vmm*'""", timeout=180)
 
     def device_unit(self, device, kind="service"):
-        escaped = self.lab.check(f"systemd-escape {self.name}/{device}").strip()
-        return f"vmm-device@{escaped}.{kind}"
+        return f"vmm-device@{escape(self.name)}-{escape(device)}.{kind}"
 
     def start(self, timeout=BOOT):
         status, output = self.lab.run(f"systemctl start {self.unit}", timeout)
@@ -88,11 +97,21 @@ exit 1"""
         raise LabError(f"the guest did not print {pattern!r} {count} times within {timeout} s; it printed:\n{text[-1500:]}\n"
                        f"{self.journal()}")
 
-    def state(self, unit=None):
-        text = self.lab.check(f"systemctl show {unit or self.unit} -p ActiveState -p SubState -p Result -p MainPID "
-                              "-p ExecMainStatus -p ExecMainCode -p InvocationID -p ActiveEnterTimestampMonotonic "
+    def states(self, units):
+        """The state of each of the units, in their order."""
+        quoted = " ".join(shlex.quote(unit) for unit in units)
+        text = self.lab.check(f"systemctl show {quoted} -p ActiveState -p SubState -p Result -p MainPID -p ExecMainStatus "
+                              "-p ExecMainCode -p InvocationID -p ActiveEnterTimestampMonotonic "
                               "-p InactiveEnterTimestampMonotonic -p StatusText -p ControlGroup -p Slice")
-        return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        return [dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+                for block in text.strip().split("\n\n")]
+
+    def state(self, unit=None):
+        return self.states([unit or self.unit])[0]
+
+    def units(self):
+        """The machine's services: vmmd's first, then each device's."""
+        return [self.unit] + [self.device_unit(device) for device in self.devices]
 
     def describe(self):
         """What vmmd itself says: the reply of io.vmmd.Machine.Describe()."""

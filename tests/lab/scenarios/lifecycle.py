@@ -14,16 +14,12 @@ def expect_result(machine, state, result, status):
            f"{machine.journal()}")
 
 
-def inactive(lab, machine):
-    """All device units of the machine that are not inactive."""
-    running = []
-    for device in machine.devices:
-        unit = machine.device_unit(device)
-        state = lab.run(f"for i in $(seq 100); do systemctl is-active -q {unit} || break; sleep 0.1; done; "
-                        f"systemctl is-active {unit}", timeout=60)[1].strip()
-        if state != "inactive":
-            running.append(f"{unit} is {state}")
-    return running
+def still_running(lab, machine):
+    """The device units of the machine that do not end by themselves within a while."""
+    units = " ".join(machine.units()[1:])
+    lab.run(f"for i in $(seq 40); do systemctl is-active -q {units} || break; sleep 0.5; done", timeout=120)
+    states = machine.states(machine.units()[1:])
+    return [unit for unit, state in zip(machine.units()[1:], states) if state["ActiveState"] != "inactive"]
 
 
 @scenario(releases=BOTH)
@@ -33,7 +29,7 @@ def power_off_in_the_guest_ends_the_unit_cleanly(lab):
         state = machine.wait_until_ended()
         expect(state["ActiveState"] == "inactive", f"the unit is {state['ActiveState']}\n{machine.journal()}")
         expect_result(machine, state, "success", 0)
-        left = inactive(lab, machine)
+        left = still_running(lab, machine)
         expect(not left, f"devices outlive their guest: {left}")
 
 
@@ -41,16 +37,12 @@ def power_off_in_the_guest_ends_the_unit_cleanly(lab):
 def reboot_in_the_guest_keeps_the_unit_and_its_processes(lab):
     with Machine(lab, test="reboot", devices=DEVICES) as machine:
         machine.start()
-        before = machine.state()
-        helpers = {device: machine.state(machine.device_unit(device))["MainPID"] for device in machine.devices}
+        before = machine.states(machine.units())
         machine.expect("^INIT-STEPS", count=3)
-        after = machine.state()
-        expect(after["ActiveState"] == "active", f"the unit is {after['ActiveState']}\n{machine.journal()}")
-        for key in ("MainPID", "InvocationID"):
-            expect(before[key] == after[key], f"{key} was {before[key]} and is {after[key]}")
-        for device, pid in helpers.items():
-            now = machine.state(machine.device_unit(device))["MainPID"]
-            expect(pid == now != "0", f"the helper of {device} was {pid} and is {now}")
+        for unit, then, now in zip(machine.units(), before, machine.states(machine.units())):
+            expect(now["ActiveState"] == "active", f"{unit} is {now['ActiveState']}\n{machine.journal()}")
+            for key in ("MainPID", "InvocationID"):
+                expect(then[key] == now[key] != "0", f"{key} of {unit} was {then[key]} and is {now[key]}")
 
 
 @scenario()
@@ -103,12 +95,11 @@ def devices_stop_after_their_guest(lab):
         machine.start()
         machine.expect("^BUTTON-READY")
         machine.lab.check(f"systemctl stop {machine.unit}", timeout=120)
-        left = inactive(lab, machine)
+        left = still_running(lab, machine)
         expect(not left, f"still there: {left}\n{machine.journal()}")
-        guest = int(machine.state()["InactiveEnterTimestampMonotonic"])
-        for device in machine.devices:
-            end = int(machine.state(machine.device_unit(device))["InactiveEnterTimestampMonotonic"])
-            expect(end >= guest, f"{device} ended {guest - end} us before its guest")
+        guest, *devices = (int(state["InactiveEnterTimestampMonotonic"]) for state in machine.states(machine.units()))
+        for device, end in zip(machine.devices, devices):
+            expect(end >= guest > 0, f"{device} ended {guest - end} us before its guest")
         sockets = lab.run("systemctl list-units --plain --no-legend --state=active 'vmm-device@test*' 'vmm@test*'")[1]
         expect(not sockets.strip(), f"units that are still active:\n{sockets}")
 

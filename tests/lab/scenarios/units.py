@@ -21,8 +21,7 @@ def each_device_is_a_service_in_the_slice_of_the_machine(lab):
     with machine_with_every_device(lab) as machine:
         machine.start()
         machine.expect("^STEP-idle")
-        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
-            state = machine.state(unit)
+        for unit, state in zip(machine.units(), machine.states(machine.units())):
             expect(state["ActiveState"] == "active", f"{unit} is {state['ActiveState']}\n{machine.journal()}")
             expect(state["Slice"] == "vmm-test.slice", f"{unit} is in {state['Slice']}")
             expect(state["ControlGroup"].startswith("/vmm.slice/vmm-test.slice/"), f"{unit} is in {state['ControlGroup']}")
@@ -45,8 +44,8 @@ def processes_run_as_dynamic_users_without_capabilities(lab):
         machine.start()
         machine.expect("^STEP-idle")
         users = set()
-        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
-            pid = machine.state(unit)["MainPID"]
+        for unit, state in zip(machine.units(), machine.states(machine.units())):
+            pid = state["MainPID"]
             text = lab.check(f"cat /proc/{pid}/status")
             fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
             uid = fields["Uid"].split()[0]
@@ -62,7 +61,7 @@ def sandboxes_score_as_asked(lab):
     with machine_with_every_device(lab) as machine:
         machine.start()
         machine.expect("^STEP-idle")
-        for unit in [machine.unit] + [machine.device_unit(device) for device in machine.devices]:
+        for unit in machine.units():
             text = lab.check(f"systemd-analyze security --no-pager '{unit}' | tail -n 1")
             score = re.search(r"([0-9]+\.[0-9]+)", text)
             expect(score and float(score[1]) <= 0.2, f"{unit}: {text.strip()}")
@@ -71,8 +70,7 @@ def sandboxes_score_as_asked(lab):
 @scenario(releases=BOTH)
 def verify_has_nothing_to_say(lab):
     with machine_with_every_device(lab) as machine:
-        units = [machine.unit] + [machine.device_unit(device) for device in machine.devices]
-        units += [machine.device_unit(device, "socket") for device in machine.devices] + [f"vmm@{machine.name}.socket"]
+        units = machine.units() + [machine.device_unit(device, "socket") for device in machine.devices] + [f"vmm@{machine.name}.socket"]
         names = " ".join(f"'{unit}'" for unit in units)
         status, output = lab.run(f"systemd-analyze verify --man=no {names}", timeout=120)
         lines = [line for line in output.splitlines() if "vmm" in line]
