@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 
 #include "guest-memory.h"
@@ -96,6 +97,38 @@ uint64_t guest_memory_span(const GuestMemory *memory, uint64_t address, uint64_t
                 return MIN(length, r->size - (address - r->guest_address));
         }
         return 0;
+}
+
+/* Copies from file to file within the kernel; returns how much that did before it could or would not go on. */
+static uint64_t send_into(const GuestRegion *region, uint64_t at, uint64_t length, int fd, uint64_t offset) {
+        off_t from = (off_t) offset;
+        uint64_t done = 0;
+
+        /* The position of our own descriptor serves nothing else. hugetlbfs cannot be written to: then nothing is done. */
+        if (lseek(region->fd, (off_t) (region->fd_offset + at), SEEK_SET) < 0)
+                return 0;
+        while (done < length) {
+                ssize_t n = sendfile(region->fd, fd, &from, length - done);
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n <= 0)
+                        break;
+                done += (uint64_t) n;
+        }
+        return done;
+}
+
+int guest_memory_read_file(const GuestMemory *memory, uint64_t address, uint64_t length, int fd, uint64_t offset) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *r = &memory->regions[i];
+                uint64_t at = address - r->guest_address, done;
+
+                if (address < r->guest_address || !range_within(at, length, r->size))
+                        continue;
+                done = send_into(r, at, length, fd, offset);
+                return done < length ? pread_full(fd, r->host + at + done, length - done, offset + done) : 0;
+        }
+        return -EFAULT;
 }
 
 uint64_t guest_memory_size(const GuestMemory *memory) {

@@ -47,6 +47,11 @@ void *guest_memory_at_user(const GuestMemory *memory, uint64_t user_address, uin
  * For buffers that may legally cross a region boundary: call again for the rest. */
 uint64_t guest_memory_span(const GuestMemory *memory, uint64_t address, uint64_t length, void **ret);
 
+/* Copies `length` bytes at `offset` of the file into guest memory, within one region, without going through this process's mapping
+ * where the region's file allows: no page is zeroed first and none faults in. -EFAULT where that is not guest memory, -ENODATA where the file
+ * ends before. Not for two threads at once on the same region. */
+int guest_memory_read_file(const GuestMemory *memory, uint64_t address, uint64_t length, int fd, uint64_t offset);
+
 /* Bytes of all regions. */
 uint64_t guest_memory_size(const GuestMemory *memory);
 

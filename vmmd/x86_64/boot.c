@@ -85,13 +85,12 @@ static int file_size(int fd, const char *name, uint64_t *ret, char **ret_message
 
 int kernel_file_load(const KernelFile *file, const GuestMemory *memory, uint64_t address, uint64_t offset, uint64_t length,
         char **ret_message) {
-        void *p = guest_memory_at(memory, address, length);
         int r;
 
-        if (!p)
+        if (!guest_memory_at(memory, address, length))
                 return set_message(ret_message, -ENOMEM, "%s: needs %llu bytes at 0x%llx, which is not all RAM.", file->name,
                         (unsigned long long) length, (unsigned long long) address);
-        r = pread_full(file->fd, p, length, offset);
+        r = guest_memory_read_file(memory, address, length, file->fd, offset);
         if (r < 0)
                 return set_message(ret_message, r, "%s: cannot read %llu bytes at offset 0x%llx: %s", file->name,
                         (unsigned long long) length, (unsigned long long) offset,
