@@ -85,7 +85,8 @@ def stop_ends_a_guest_that_ignores_its_power_button_after_the_timeout(lab):
         machine.start()
         machine.expect("^STEP-idle")
         output = lab.check(f"a=$(date +%s%N); systemctl stop {machine.unit}; b=$(date +%s%N); echo $(( (b - a) / 1000000 ))")
-        expect(2500 < int(output) < 30000, f"systemctl stop took {output.strip()} ms with a timeout of 3 s")
+        taken = int(output.split()[-1])
+        expect(2500 < taken < 30000, f"systemctl stop took {taken} ms with a timeout of 3 s")
         expect(machine.state()["ActiveState"] == "inactive", f"the unit is not inactive\n{machine.journal()}")
 
 
