@@ -2,6 +2,7 @@
 
 #include <linux/pci_regs.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 
 #include "pci.h"
 
@@ -81,6 +82,19 @@ static bool is_live(const Msix *msix, unsigned vector) {
                 !(msix->entries[vector].control & PCI_MSIX_ENTRY_CTRL_MASKBIT);
 }
 
+/* What came while detached fires now. KVM would raise the interrupt, too, but leave the count standing, which would then show as
+ * pending, and fire again, at the next masking: so it is taken out and signalled anew. */
+static int attach(Kvm *kvm, int fd, unsigned gsi) {
+        uint64_t count;
+        bool came = read(fd, &count, sizeof(count)) == sizeof(count);
+        int r;
+
+        r = kvm_irqfd(kvm, fd, gsi, -1, true);
+        if (came)
+                (void) eventfd_write(fd, 1);
+        return r;
+}
+
 /* Makes KVM's view follow the table: attached exactly while the vector can fire. An eventfd signalled while detached keeps its count
  * and fires on attachment, which is just what a pending bit does on unmasking. */
 static void update_vector(Msix *msix, unsigned vector) {
@@ -100,7 +114,8 @@ static void update_vector(Msix *msix, unsigned vector) {
 
                 if (b->vector != vector || b->attached == live)
                         continue;
-                if (kvm_irqfd(kvm, b->fd, (unsigned) msix->gsis[vector], -1, live) >= 0)
+                if ((live ? attach(kvm, b->fd, (unsigned) msix->gsis[vector]) :
+                            kvm_irqfd(kvm, b->fd, (unsigned) msix->gsis[vector], -1, false)) >= 0)
                         b->attached = live;
         }
 }

@@ -99,7 +99,7 @@ DEFINE_CLEANUP(Msix, msix_free)
 unsigned msix_n_vectors(const Msix *msix);
 void msix_table_access(Msix *msix, uint64_t offset, void *data, unsigned size, bool is_write);
 void msix_pba_access(Msix *msix, uint64_t offset, void *data, unsigned size, bool is_write);
-/* An eventfd that raises the vector when signalled. The fd stays the caller's, and must be unbound before it is closed.
+/* An eventfd (O_NONBLOCK) that raises the vector when signalled. The fd stays the caller's, and must be unbound before it is closed.
  * While the vector is masked its signals stay in the eventfd and show in the pending bits. */
 int msix_bind(Msix *msix, unsigned vector, int fd);
 void msix_unbind(Msix *msix, unsigned vector, int fd);
