@@ -43,8 +43,8 @@ def show(lab, command, timeout=120):
 
 
 def show_units(lab, definition):
-    show(lab, "systemctl list-dependencies --no-pager vmm@demo.service | grep -E 'vmm|●.*target' ")
-    show(lab, "systemctl status --no-pager -n 0 'vmm*.service' | grep -E '●|Active:|Main PID:|CGroup:|Status:'")
+    show(lab, "systemctl list-dependencies --no-pager vmm@demo.service | grep vmm")
+    show(lab, "systemctl status --no-pager -n 0 'vmm*.service' | grep -E '^●|Active:|Main PID:|CGroup:|Status:'")
     for unit in ["vmm@demo.service"] + [f"vmm-device@demo-{device}.service" for device in definition["devices"]]:
         output = lab.check(f"systemctl show {unit} -p ActiveState -p Slice")
         if "ActiveState=active" not in output or "Slice=vmm-demo.slice" not in output:
@@ -81,7 +81,8 @@ def hand_over(lab):
 def stop(lab):
     show(lab, "systemctl stop vmm@demo.service", 180)
     output = show(lab, "systemctl show vmm@demo.service -p ActiveState -p Result -p ExecMainStatus")
-    show(lab, "journalctl -q --no-pager -o cat -n 12 -u vmm@demo.service -u 'vmm-device@demo-*'")
+    show(lab, "journalctl -q --no-pager -o short-monotonic -u vmm@demo.service -u 'vmm-device@demo-*.service' | "
+              "grep -E 'vmmd.*:|Stopp' | tail -n 12")
     if "ActiveState=inactive" not in output or "Result=success" not in output:
         raise lablib.LabError("the machine did not end in order")
     left = lab.run("systemctl list-units --plain --no-legend --state=active 'vmm-device@demo*' 'vmm@demo*'")[1].strip()
