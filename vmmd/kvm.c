@@ -199,13 +199,15 @@ static int commit(Kvm *kvm) {
 
 int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint32_t data, uint32_t device_id) {
         GsiRoute *route = &kvm->routes[gsi], before;
-        struct kvm_irq_routing_entry entry = {
-                .gsi = gsi,
-                .type = KVM_IRQ_ROUTING_MSI,
-                .u.msi = { .address_lo = (uint32_t) address, .address_hi = (uint32_t) (address >> 32), .data = data },
-        };
+        struct kvm_irq_routing_entry entry;
         int r = 0;
 
+        memset(&entry, 0, sizeof(entry)); /* with its padding, as it is compared below */
+        entry.gsi = gsi;
+        entry.type = KVM_IRQ_ROUTING_MSI;
+        entry.u.msi.address_lo = (uint32_t) address;
+        entry.u.msi.address_hi = (uint32_t) (address >> 32);
+        entry.u.msi.data = data;
         /* Only an ITS looks at the device id; elsewhere the flag is refused. */
         if (device_id != 0) {
                 entry.flags = KVM_MSI_VALID_DEVID;

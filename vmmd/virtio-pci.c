@@ -553,7 +553,7 @@ static int read_queues(VirtioPci *v, StateReader *r, SavedQueue *queues, unsigne
 
 static int load_registers(VirtioPci *v, StateReader *r, char **ret_message) {
         unsigned n_queues = vhost_frontend_n_queues(v->frontend);
-        SavedQueue queues[VHOST_FRONTEND_QUEUES_MAX];
+        SavedQueue queues[VHOST_FRONTEND_QUEUES_MAX] = {};
         uint32_t device_feature_select = state_get_u32(r), driver_feature_select = state_get_u32(r);
         uint64_t driver_features = state_get_u64(r);
         uint8_t status = state_get_u8(r), isr = state_get_u8(r), generation = state_get_u8(r);
