@@ -35,6 +35,3 @@ char *machine_device_pci_address(const MachineDevice *d);
 char *machine_device_varlink_path(const MachineDevice *d);
 char *machine_device_unit(const MachineDevice *d);
 unsigned machine_device_reconnects(MachineDevice *d);
-
-/* What the devices add to the kernel's command line, appended to the definition's; the caller frees it. */
-int machine_command_line(const MachineDefinition *definition, char **ret);
