@@ -59,13 +59,18 @@ static int give_memory(VhostSession *s, const GuestMemory *memory) {
                 (uint32_t) (offsetof(VhostUserMemory, regions) + n * sizeof(VhostUserMemoryRegion)), fds, n, true);
 }
 
-static int get_inflight(VhostSession *s, VhostActivation *a) {
-        VhostUserMsg msg = {};
+static uint16_t largest_queue(const VhostActivation *a) {
         uint16_t size = 0;
-        int r, fd;
 
         for (unsigned i = 0; i < a->n_queues; i++)
                 size = MAX(size, a->queues[i].enabled ? a->queues[i].size : (uint16_t) 0);
+        return size;
+}
+
+static int get_inflight(VhostSession *s, uint16_t size, VhostActivation *a) {
+        VhostUserMsg msg = {};
+        int r, fd;
+
         msg.payload.inflight = (VhostUserInflight) { .num_queues = (uint16_t) a->n_queues, .queue_size = size };
         r = vhost_session_ask(s, &msg, VHOST_USER_GET_INFLIGHT_FD, sizeof(VhostUserInflight), &fd);
         if (r < 0)
@@ -81,12 +86,14 @@ static int get_inflight(VhostSession *s, VhostActivation *a) {
 
 static int give_inflight(VhostSession *s, VhostActivation *a) {
         VhostUserMsg msg = {};
+        uint16_t size = largest_queue(a);
         int r = 0;
 
-        if (!vhost_session_has(s, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD))
+        /* A driver may say DRIVER_OK without any queue; a log of nothing is an error to back-ends. */
+        if (!vhost_session_has(s, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) || size == 0)
                 return 0;
         if (a->inflight_fd < 0)
-                r = get_inflight(s, a);
+                r = get_inflight(s, size, a);
         if (r < 0)
                 return r;
         msg.payload.inflight = a->inflight;

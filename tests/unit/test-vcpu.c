@@ -53,7 +53,7 @@ typedef struct Vm {
         pthread_cond_t changed;
         unsigned n_paused, events[VCPU_EVENT_ERROR + 1];
         char log[256]; /* of accesses */
-        bool done;
+        atomic_bool done;
         _Atomic uint32_t last, next;
         atomic_uint n_wrong;
 } Vm;
@@ -177,7 +177,7 @@ static void ports_and_memory_reach_their_handlers(void **state) {
         assert_int_equal(io_space_add(&vm.mmio, MMIO, 0x100, log_access, &vm), 0);
         vm_boot(&vm);
         vm_start(&vm);
-        for (unsigned i = 0; !__atomic_load_n(&vm.done, __ATOMIC_ACQUIRE) && i < 5000; i++)
+        for (unsigned i = 0; !vm.done && i < 5000; i++)
                 (void) usleep(1000);
         pause_and_wait(&vm);
         assert_string_equal(vm.log,

@@ -45,7 +45,7 @@ typedef struct Backend {
         atomic_bool end;
         int end_fd;
 
-        uint32_t lie_request;
+        _Atomic uint32_t lie_request;
         Lie lie;
         unsigned lie_times; /* sessions that lie, then honest ones */
         uint64_t value;

@@ -202,7 +202,9 @@ static void a_kick_without_a_ring_goes_nowhere(void **state) {
         assert_int_equal(rig_negotiate(rig, 0), 11);
         rig_write(rig, COMMON(STATUS), 15, 1); /* a driver without any queue */
         rig_write(rig, RIG_NOTIFY, 0, 2);
+        (void) usleep(100000);
         assert_int_equal(status(rig), 15);
+        assert_int_equal(vhost_frontend_reconnects(rig->frontend), 0);
         assert_int_equal(rig_drive(rig), 15);
         expect_entropy(rig);
 }

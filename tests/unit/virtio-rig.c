@@ -63,6 +63,7 @@ static void *run_loop(void *userdata) {
         must(sd_event_add_io(event, NULL, rig->wake_fd, EPOLLIN, on_wake, rig) >= 0);
         must(sd_event_add_io(event, NULL, rig->end_fd, EPOLLIN, on_end, rig) >= 0);
         must(sd_event_loop(event) >= 0);
+        must(rig->ending);
         /* Its sources hold the loop. */
         vhost_frontend_abort(rig->frontend);
         (void) virtio_pci_free(rig->virtio);
@@ -138,6 +139,7 @@ void rig_new(Rig *rig, uint16_t virtio_id, unsigned n_queues) {
 }
 
 void rig_free(Rig *rig) {
+        rig->ending = true; /* says to thread checkers what the eventfd says to the loop */
         (void) eventfd_write(rig->end_fd, 1);
         must(pthread_join(rig->loop, NULL) == 0);
         rig_kill(rig);
