@@ -87,6 +87,28 @@ def meson_tests(results, directory, label, environment=None, multiplier=1):
         results.add(f"{label}: meson test", False, "it ran no test\n" + finished.stdout[-2000:])
 
 
+def tap_program(results, label, command):
+    """A program that speaks TAP; one that dies without a word has failed, too."""
+    finished = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              check=False)
+    good = bad = 0
+    for line in finished.stdout.splitlines():
+        if line.startswith("ok "):
+            good += 1
+        elif line.startswith("not ok "):
+            bad += 1
+            print(f"{line}", flush=True)
+        elif bad and line.startswith("#"):
+            print(line, flush=True)
+    results.add(f"{label}: {good} checks", finished.returncode == 0 and good > 0 and bad == 0, finished.stdout[-2000:])
+
+
+def unit_files_of_both_releases(results, directory):
+    """meson's own test knows only the systemd of this machine."""
+    root, = lablib.images("root-trixie")
+    tap_program(results, "unit files, systemd 252 and 257", [os.path.join(lablib.TOP, "tests", "units", "check-units"), directory, root])
+
+
 def in_the_lab(results, release, directory, arguments, memory):
     results.heading(f"Scenarios on a host with {release}")
     try:
@@ -115,6 +137,7 @@ def run(arguments, results):
     if plain:
         results.heading("Unit and device tests")
         meson_tests(results, plain, "plain")
+        unit_files_of_both_releases(results, plain)
     if sanitized:
         results.heading("The same under the sanitizers")
         meson_tests(results, sanitized, "sanitized", SANITIZER_ENVIRONMENT, 4)
