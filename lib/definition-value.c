@@ -69,7 +69,7 @@ static void format_size(uint64_t size, char *buffer, size_t length) {
 int definition_take_size(const DefinitionCheck *c, const char *pointer, json_object *v, uint64_t minimum,
         uint64_t maximum, uint64_t *ret) {
         char least[24], most[24];
-        uint64_t value;
+        uint64_t value = 0;
         bool good = false;
 
         if (json_object_is_type(v, json_type_string)) {
@@ -204,7 +204,7 @@ static bool parse_time(const char *s, uint64_t *ret) {
 }
 
 int definition_take_time(const DefinitionCheck *c, const char *pointer, json_object *v, uint64_t maximum, uint64_t *ret) {
-        uint64_t value;
+        uint64_t value = 0;
         bool good = false;
 
         if (json_object_is_type(v, json_type_string))

@@ -18,7 +18,7 @@
 #define MACHINE_PCI_DEVICES_MAX 30
 #define MACHINE_MEMORY_MIN MIB(16)
 #define MACHINE_MEMORY_MAX (GIB(1024) * 16)
-#define MACHINE_STOP_TIMEOUT_MAX (24 * 3600 * USEC_PER_SEC)
+#define MACHINE_STOP_TIMEOUT_MAX (UINT64_C(24) * 3600 * USEC_PER_SEC)
 /* The kernel's COMMAND_LINE_SIZE of x86 and arm64, without the NUL. */
 #define MACHINE_COMMAND_LINE_MAX 2047
 /* All SMBIOS type 11 strings together, with their NULs; and how many (SMBIOS 3.x §7.12: the count is a byte). */

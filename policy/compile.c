@@ -109,11 +109,11 @@ static size_t emit_filter(FILE *out, scmp_filter_ctx filter, size_t index) {
 
         if (fd < 0 || seccomp_export_bpf(filter, fd) < 0 || lseek(fd, 0, SEEK_SET) < 0)
                 err(EXIT_FAILURE, "cannot compile");
-        fprintf(out, "static const struct sock_filter filter%zu[] = {\n", index);
+        (void) fprintf(out, "static const struct sock_filter filter%zu[] = {\n", index);
         for (; read(fd, &instruction, sizeof(instruction)) == sizeof(instruction); n++)
-                fprintf(out, "        { 0x%04x, %u, %u, 0x%08x },\n", instruction.code, instruction.jt, instruction.jf,
+                (void) fprintf(out, "        { 0x%04x, %u, %u, 0x%08x },\n", instruction.code, instruction.jt, instruction.jf,
                         instruction.k);
-        fprintf(out, "};\n\n");
+        (void) fprintf(out, "};\n\n");
         if (n == 0 || n > BPF_MAXINSNS)
                 errx(EXIT_FAILURE, "a filter of %zu instructions", n);
         return n;
@@ -160,15 +160,15 @@ int main(int argc, char **argv) {
         for (; first < argc && startswith(argv[first], "--with="); first++)
                 with[n_with++] = argv[first] + strlen("--with=");
 
-        fprintf(out, "/* Made by policy/compile.c from the texts in policy/. */\n\n#include \"sandbox.h\"\n\n");
+        (void) fprintf(out, "/* Made by policy/compile.c from the texts in policy/. */\n\n#include \"sandbox.h\"\n\n");
         for (int i = first; i < argc; i++)
                 sizes[i] = compile(out, argv[i], with, n_with, (size_t) i);
-        fprintf(out, "const SandboxPolicy sandbox_policies[] = {\n");
+        (void) fprintf(out, "const SandboxPolicy sandbox_policies[] = {\n");
         for (int i = first; i < argc; i++) {
                 _cleanup_free_ char *name = policy_name(argv[i]);
-                fprintf(out, "        { \"%s\", filter%d, %zu },\n", name, i, sizes[i]);
+                (void) fprintf(out, "        { \"%s\", filter%d, %zu },\n", name, i, sizes[i]);
         }
-        fprintf(out, "        {},\n};\n");
+        (void) fprintf(out, "        {},\n};\n");
         if (fclose(out) != 0)
                 err(EXIT_FAILURE, "%s", argv[2]);
         return EXIT_SUCCESS;

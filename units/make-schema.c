@@ -37,7 +37,7 @@ static json_object *add_enum(json_object *o, const char *const *values, bool num
 
         for (; *values; values++)
                 (void) json_object_array_add(array,
-                        numbers ? json_object_new_int64(atoll(*values)) : json_object_new_string(*values));
+                        numbers ? json_object_new_int64(strtoll(*values, NULL, 10)) : json_object_new_string(*values));
         (void) json_object_object_add(o, "enum", array);
         return o;
 }

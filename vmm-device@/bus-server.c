@@ -12,7 +12,7 @@
 /* A guest that uses its registers makes accesses in bursts, a few microseconds apart. */
 #define SPIN_MAX_NSEC 50000
 /* How long to wait for the thread before it is kicked once more. */
-#define STOP_RETRY_NSEC (10 * 1000 * 1000)
+#define STOP_RETRY_NSEC (10L * 1000 * 1000)
 
 typedef enum Wanted { WANTED_PARK, WANTED_SERVE, WANTED_EXIT } Wanted;
 

@@ -90,7 +90,7 @@ static int parse_escape(const char *text, int *ret) {
         else if (text[0] == '^' && text[1] >= 'a' && text[1] <= 'z' && text[2] == 0)
                 *ret = text[1] - 'a' + 1;
         else if (text[0] > 0 && text[0] < 0x20 && text[1] == 0)
-                *ret = text[0];
+                *ret = (unsigned char) text[0];
         else
                 return -EINVAL;
         return 0;

@@ -257,7 +257,7 @@ static int on_open_console(VarlinkCall *call, json_object *parameters, void *use
 static int on_set_console_size(VarlinkCall *call, json_object *parameters, void *userdata) {
         _cleanup_json_ json_object *size = json_object_new_object();
         json_object *columns, *rows;
-        MachineDevice *d;
+        MachineDevice *d = NULL;
         int r;
 
         r = find_console(call, userdata, parameters, &d);

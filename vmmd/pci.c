@@ -29,7 +29,7 @@ void pci_device_init(PciDevice *device, const PciIdentity *identity, const PciDe
 void pci_device_set_bar(PciDevice *device, unsigned bar, uint64_t size, IoHandler handler, void *userdata) {
         assert(bar < PCI_BARS && size >= 4096 && (size & (size - 1)) == 0 && size <= UINT32_MAX);
         device->bars[bar] = (PciBar) { .size = size, .handler = handler, .userdata = userdata };
-        store_le32(device->writable + PCI_BASE_ADDRESS_0 + 4 * bar, (uint32_t) ~(size - 1));
+        store_le32(device->writable + PCI_BASE_ADDRESS_0 + (size_t) 4 * bar, (uint32_t) ~(size - 1));
 }
 
 int pci_device_add_capability(PciDevice *device, uint8_t id, const void *body, size_t size) {
@@ -83,7 +83,7 @@ int pci_bus_add(PciBus *bus, PciDevice *device, int slot) {
                         return -ENOSPC;
                 bar->assigned = address;
                 bus->window_next = address + bar->size;
-                store_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i, (uint32_t) address);
+                store_le32(device->config + PCI_BASE_ADDRESS_0 + (size_t) 4 * i, (uint32_t) address);
         }
         device->bus = bus;
         device->slot = (unsigned) slot;
@@ -115,7 +115,7 @@ static void update_mappings(PciDevice *device) {
         bool decode = load_le16(device->config + PCI_COMMAND) & PCI_COMMAND_MEMORY;
 
         for (unsigned i = 0; i < PCI_BARS; i++) {
-                uint64_t address = load_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i) & PCI_BASE_ADDRESS_MEM_MASK;
+                uint64_t address = load_le32(device->config + PCI_BASE_ADDRESS_0 + (size_t) 4 * i) & PCI_BASE_ADDRESS_MEM_MASK;
 
                 if (device->bars[i].size > 0)
                         /* All ones in the size bits is a guest sizing the BAR, 0 one that was never set. */
@@ -204,7 +204,7 @@ static void device_reset(PciDevice *device) {
                 device->config[i] &= (uint8_t) ~device->writable[i];
         for (unsigned i = 0; i < PCI_BARS; i++)
                 if (device->bars[i].size > 0)
-                        store_le32(device->config + PCI_BASE_ADDRESS_0 + 4 * i, (uint32_t) device->bars[i].assigned);
+                        store_le32(device->config + PCI_BASE_ADDRESS_0 + (size_t) 4 * i, (uint32_t) device->bars[i].assigned);
         if (device->msix)
                 msix_reset(device->msix);
 }

@@ -78,8 +78,8 @@ int pci_device_add_capability(PciDevice *device, uint8_t id, const void *body, s
 int pci_bus_add(PciBus *bus, PciDevice *device, int slot);
 
 /* Handlers for the I/O spaces; userdata is the PciBus. */
-void pci_ecam_access(void *bus, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write);
-void pci_port_access(void *bus, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write);
+void pci_ecam_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write);
+void pci_port_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write);
 
 /* What power-on leaves: BARs at their first addresses, decoding off, MSI-X off. */
 void pci_bus_reset(PciBus *bus);

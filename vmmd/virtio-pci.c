@@ -368,7 +368,7 @@ static void bar_mapped(PciDevice *device, unsigned bar, uint64_t address, bool m
         VirtioPci *v = (VirtioPci *) device;
 
         for (unsigned i = 0; i < vhost_frontend_n_queues(v->frontend); i++)
-                (void) kvm_ioeventfd(v->kvm, KVM_SPACE_MMIO, address + NOTIFY_OFFSET + i * NOTIFY_MULTIPLIER,
+                (void) kvm_ioeventfd(v->kvm, KVM_SPACE_MMIO, address + NOTIFY_OFFSET + (uint64_t) i * NOTIFY_MULTIPLIER,
                         vhost_frontend_queue(v->frontend, i)->kick_fd, mapped);
         v->notify_base = mapped ? address + NOTIFY_OFFSET : 0;
 }

@@ -15,7 +15,7 @@
 
 #define IMAGE_SIZE MIB(64)
 #define NUM 128
-#define ROUNDS 20000
+#define ROUNDS 20000U
 
 
 static void prepare(FrontEnd *f, unsigned i, uint64_t sector) {

@@ -292,7 +292,7 @@ bool fe_used(FrontEnd *f, unsigned queue, int timeout_ms, struct vring_used_elem
 }
 
 struct vring_used_elem fe_wait(FrontEnd *f, unsigned queue) {
-        struct vring_used_elem e;
+        struct vring_used_elem e = {};
 
         must(fe_used(f, queue, 10000, &e));
         return e;

@@ -207,8 +207,8 @@ static void refuses_a_chain_longer_than_it_keeps(void **state) {
         for (unsigned n = VIRTQUEUE_CHAIN_MAX; n <= VIRTQUEUE_CHAIN_MAX + 1; n++) {
                 open_queue(f);
                 f->avail->idx = 0;
-                for (uint16_t i = 0; i < n; i++)
-                        table[i] = (struct vring_desc) { GUEST, 1, i + 1U < n ? VRING_DESC_F_NEXT : 0, (uint16_t) (i + 1) };
+                for (unsigned i = 0; i < n; i++)
+                        table[i] = (struct vring_desc) { GUEST, 1, i + 1 < n ? VRING_DESC_F_NEXT : 0, (uint16_t) (i + 1) };
                 desc(f, 0, GUEST + BUFFERS, n * 16, VRING_DESC_F_INDIRECT, 0);
                 offer(f, 0);
                 if (n == VIRTQUEUE_CHAIN_MAX)

@@ -223,7 +223,7 @@ static int write_pvh_start_info(const GuestMemory *memory, const X86BootInput *i
 static int write_page_tables(const GuestMemory *memory) {
         uint64_t *pml4 = guest_memory_at(memory, X86_PML4_ADDRESS, PAGE_SIZE);
         uint64_t *pdpt = guest_memory_at(memory, X86_PDPT_ADDRESS, PAGE_SIZE);
-        uint64_t *pd = guest_memory_at(memory, X86_PD_ADDRESS, 4 * PAGE_SIZE);
+        uint64_t *pd = guest_memory_at(memory, X86_PD_ADDRESS, UINT64_C(4) * PAGE_SIZE);
         const uint64_t table = 0x03 /* present, writable */, page = 0x83 /* and a page of 2 MiB */;
 
         if (!pml4 || !pdpt || !pd)
@@ -234,7 +234,7 @@ static int write_page_tables(const GuestMemory *memory) {
         pml4[0] = X86_PDPT_ADDRESS | table;
         for (uint64_t i = 0; i < 4; i++)
                 pdpt[i] = (X86_PD_ADDRESS + i * PAGE_SIZE) | table;
-        for (uint64_t i = 0; i < 4 * 512; i++)
+        for (uint64_t i = 0; i < UINT64_C(4) * 512; i++)
                 pd[i] = i * MIB(2) | page;
         return 0;
 }
