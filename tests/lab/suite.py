@@ -138,6 +138,7 @@ def run(arguments, results):
         results.heading("Unit and device tests")
         meson_tests(results, plain, "plain")
         unit_files_of_both_releases(results, plain)
+        tap_program(results, "the tree", [os.path.join(lablib.TOP, "tests", "lint", "run"), plain])
     if sanitized:
         results.heading("The same under the sanitizers")
         meson_tests(results, sanitized, "sanitized", SANITIZER_ENVIRONMENT, 4)
