@@ -36,6 +36,11 @@ VarlinkCall *varlink_call_unref(VarlinkCall *call) {
         call->closed = NULL;
         if (!call->answered)
                 (void) varlink_call_error_errno(call, -ECANCELED);
+        /* Where even that could not be queued: the connection waits for nobody any more, and ends. */
+        if (call->connection->current == call) {
+                call->connection->current = NULL;
+                connection_close(call->connection);
+        }
         return call_free(call);
 }
 

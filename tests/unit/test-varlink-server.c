@@ -26,6 +26,7 @@ static const char text[] =
         "method Wrong() -> (text: string)\n"
         "method Silent() -> ()\n"
         "method Swap(fileDescriptorIndex: int) -> (fileDescriptorIndex: int)\n"
+        "method Keep() -> ()\n"
         "method Missing() -> ()\n"
         "error Refused (why: string)\n";
 
@@ -115,6 +116,7 @@ static const VarlinkMethod methods[] = {
         { "Wrong", wrong, 0 },
         { "Silent", silent, 0 },
         { "Swap", swap, 0 },
+        { "Keep", later, 0 },
         {},
 };
 
@@ -538,6 +540,31 @@ static void refuses_a_message_beyond_the_limit(void **state) {
         assert_int_equal(varlink_server_n_connections(f->server), 0);
 }
 
+/* Not even the error fits: the connection ends, and nothing of the call is left behind. */
+static void ends_where_no_answer_fits(void **state) {
+        static const char call[] = "{\"method\":\"org.varlink.service.GetInfo\"}", kept[] = "{\"method\":\"org.example.test.Keep\"}";
+        static const VarlinkLimits limits = { .message_size = 64 };
+        Fixture *f = *state;
+        VarlinkStream peer;
+
+        varlink_server_set_limits(f->server, &limits);
+        assert_int_equal(attach(f, &peer), 0);
+        assert_int_equal(send_with_fds(peer.fd, call, sizeof(call), NULL, 0), sizeof(call));
+        pump(f);
+        assert_int_equal(varlink_server_n_connections(f->server), 1);
+        varlink_stream_done(&peer);
+
+        /* The same where the call was kept for later, and is given up. */
+        assert_int_equal(attach(f, &peer), 0);
+        assert_int_equal(send_with_fds(peer.fd, kept, sizeof(kept), NULL, 0), sizeof(kept));
+        pump(f);
+        assert_int_equal(f->n_later, 1);
+        (void) varlink_call_unref(f->later[--f->n_later]);
+        pump(f);
+        assert_int_equal(varlink_server_n_connections(f->server), 1);
+        varlink_stream_done(&peer);
+}
+
 static void bounds_connections(void **state) {
         static const VarlinkLimits limits = { .connections_per_uid = 3 };
         Fixture *f = *state;
@@ -601,6 +628,7 @@ int main(void) {
                 test(bounds_a_stream_nobody_reads),
                 test(drops_who_does_not_finish_a_message),
                 test(lets_the_idle_be),
+                test(ends_where_no_answer_fits),
                 test(bounds_connections),
                 test(accepts_on_a_listening_socket),
         };
