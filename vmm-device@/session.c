@@ -69,8 +69,10 @@ static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
 
                 r = guest_memory_add(&s->memory, TAKE_FD(fds[i]), region.mmap_offset, region.guest_phys_addr,
                         region.memory_size, region.userspace_addr);
-                if (r < 0)
+                if (r < 0) {
+                        guest_memory_done(&s->memory); /* all of it, or nothing */
                         return r;
+                }
         }
         return 0;
 }
@@ -474,6 +476,6 @@ void session_send_config_change(Session *s) {
         if (s->backend_fd < 0 || !has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIG))
                 return;
         r = vhost_user_send(s->backend_fd, &msg, NULL, 0);
-        if (r < 0)
+        if (r < 0 && log_ratelimit(&s->complaints, NULL))
                 (void) log_warning_errno(r, "Cannot tell the front-end that the configuration has changed: %m");
 }
