@@ -33,7 +33,7 @@ static inline void make_bzimage(uint8_t image[static FAKE_BZIMAGE_SIZE]) {
 }
 
 /* A vmlinux: code at 16 MiB, data with bss at 18 MiB, and a PVH note with entry 16 MiB + 0x40. */
-static inline void make_elf(uint8_t image[static FAKE_ELF_SIZE]) {
+static inline void make_elf(uint8_t *image) {
         const Elf64_Ehdr ehdr = {
                 .e_ident = { 0x7F, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
                 .e_type = ET_EXEC, .e_machine = EM_X86_64, .e_version = EV_CURRENT, .e_entry = 0x1000010,
@@ -56,6 +56,7 @@ static inline void make_elf(uint8_t image[static FAKE_ELF_SIZE]) {
                 { 4, 4, 1 }, "GNU", 7, { 4, 8, 18 }, "Xen", { 0x1000040, 0 },
         };
 
+        assert(image);
         memset(image, 0, FAKE_ELF_SIZE);
         memset(image + 1024, 0xCC, 1536);
         memcpy(image, &ehdr, sizeof(ehdr));
