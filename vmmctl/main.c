@@ -42,7 +42,7 @@ static int command_help(const Options *o, char **arguments, size_t n) {
                       "     --timeout=SECONDS      stop: how long the guest may take\n"
                       "     --escape=none|^X       console: what leaves when pressed three times within 1 s (default ^])\n"
                       "     --no-ask-password      Do not ask for authorization\n"
-                      "     --root=PATH            verify, list: look for definitions below PATH\n"
+                      "     --root=PATH            verify, list, status: look for definitions below PATH\n"
                       "     --runtime-directory=PATH  Where the control sockets are (default /run/vmm)\n"
                       "\nSee vmmctl(1) for details.\n");
         return STATUS_OK;
