@@ -73,10 +73,6 @@ static int learn_geometry(BlockImage *image, const char *path) {
         if (r < 0)
                 return r;
 
-        if (image->size % SECTOR != 0)
-                log_warning("The size of %s is not a multiple of %u bytes: its last %u bytes are out of the guest's reach.", path,
-                        SECTOR, (unsigned) (image->size % SECTOR));
-        image->size = ALIGN_DOWN(image->size, (uint64_t) SECTOR);
         return image->size > 0 ? 0 : log_error_errno(EINVAL, "%s is empty.", path);
 }
 
@@ -117,6 +113,20 @@ static int choose_block_size(Device *d, BlockImage *image, const char *path) {
         return 0;
 }
 
+/* The disk consists of whole blocks. */
+static int cut_tail(BlockImage *image, const char *path) {
+        uint64_t size = ALIGN_DOWN(image->size, (uint64_t) image->logical_block);
+
+        if (size == 0)
+                return log_error_errno(EINVAL, "%s has %llu bytes, less than one block of %u.", path,
+                        (unsigned long long) image->size, image->logical_block);
+        if (size != image->size)
+                log_warning("The size of %s is not a multiple of %u bytes: its last %u bytes are out of the guest's reach.", path,
+                        image->logical_block, (unsigned) (image->size - size));
+        image->size = size;
+        return 0;
+}
+
 int block_image_open(Device *d, BlockImage *ret) {
         const char *path = device_option(d, "path");
         BlockImage image = BLOCK_IMAGE_NULL;
@@ -139,6 +149,8 @@ int block_image_open(Device *d, BlockImage *ret) {
                 r = set_direct(&image, path);
         if (r >= 0)
                 r = choose_block_size(d, &image, path);
+        if (r >= 0)
+                r = cut_tail(&image, path);
         if (r < 0) {
                 block_image_done(&image);
                 return r;

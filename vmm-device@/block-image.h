@@ -10,7 +10,7 @@ typedef struct BlockImage {
         bool read_only;
         bool direct;             /* O_DIRECT: buffers, offsets and lengths are multiples of `alignment` */
         uint32_t alignment;
-        uint64_t size;           /* bytes, a multiple of 512 */
+        uint64_t size;           /* bytes, a multiple of logical_block */
         uint32_t logical_block;  /* what the guest is told, in bytes */
         uint32_t physical_block;
 } BlockImage;

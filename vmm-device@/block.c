@@ -452,7 +452,8 @@ static void notify_queues(Block *b) {
                 }
 }
 
-/* Takes chains from a queue while there are requests for them; returns how many. */
+/* Takes chains from a queue while there are requests for them. Returns 0 where nothing was to be done and a kick or a completion will
+ * say when there is. */
 static int drain(Block *b, unsigned index) {
         Virtqueue *q = device_queue(b->device, index);
         Request *request;
@@ -484,7 +485,12 @@ static int drain(Block *b, unsigned index) {
         }
         if (r < 0)
                 return r;
-        b->waiting[index] = !request || n >= REQUESTS_MAX || virtqueue_want_kicks(q);
+        b->waiting[index] = !request || n >= REQUESTS_MAX;
+        if (!b->waiting[index] && virtqueue_want_kicks(q)) {
+                /* It came while kicks were suppressed, so none comes for it: that counts, lest pump() end here. */
+                b->waiting[index] = true;
+                n++;
+        }
         return n;
 }
 
@@ -644,11 +650,9 @@ static void block_close(Device *d) {
 static void choose_cache_mode(Block *b) {
         uint64_t features = device_features(b->device);
 
-        /* §5.2.6.2: a driver that has neither cannot make its writes durable, so each of them has to be. */
-        if (features & UINT64_C(1) << VIRTIO_BLK_F_CONFIG_WCE)
-                b->write_through = b->wce == 0;
-        else
-                b->write_through = !(features & UINT64_C(1) << VIRTIO_BLK_F_FLUSH);
+        /* §5.2.6.2: a driver that cannot flush cannot make its writes durable, so each of them has to be. */
+        b->write_through = !(features & UINT64_C(1) << VIRTIO_BLK_F_FLUSH) ||
+                (features & UINT64_C(1) << VIRTIO_BLK_F_CONFIG_WCE && b->wce == 0);
 }
 
 static int block_start(Device *d) {

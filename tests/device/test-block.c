@@ -419,6 +419,51 @@ static void the_tail_that_is_no_sector_is_out_of_reach(void **state) {
         fe_end(&f);
 }
 
+static void the_tail_that_is_no_block_is_out_of_reach(void **state) {
+        struct virtio_blk_config config;
+        FrontEnd f;
+
+        assert_int_equal(ftruncate(image_fd, IMAGE_SIZE - 512), 0);
+        start(&f, "--block-size=4096", NULL);
+        read_config(&f, &config);
+        assert_int_equal(config.capacity, IMAGE_SIZE / 512 - 8);
+        assert_int_equal(request(&f, VIRTIO_BLK_T_IN, IMAGE_SIZE / 512 - 8, 512), VIRTIO_BLK_S_IOERR);
+        fe_end(&f);
+
+        assert_int_equal(ftruncate(image_fd, 512), 0);
+        refuses_to_start(path_argument, "--block-size=4096", "less than one block");
+}
+
+/* Without event indices, and at the worst moment: a kick finds the queue empty, and while kicks are suppressed a chain comes. */
+static void a_chain_that_comes_while_kicks_are_suppressed_is_served(void **state) {
+        const char *arguments[] = { "block", path_argument, NULL };
+        FrontEnd f;
+
+        fe_spawn(&f, arguments);
+        fe_negotiate(&f, UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX);
+        fe_set_mem_table(&f);
+        fe_start_queue(&f, 0, NUM);
+        for (unsigned round = 0; round < 3000; round++) {
+                FrontEndQueue *q = &f.queues[0];
+                uint64_t end = now_usec() + 5 * USEC_PER_SEC;
+
+                offer_request(&f, 0, 0, VIRTIO_BLK_T_GET_ID, 0, 20, 0);
+                q->avail->idx = --q->avail_idx; /* laid out, not offered yet */
+                fe_kick(&f, 0);
+                for (unsigned i = 0; i < 100000 && __atomic_load_n(&q->used->flags, __ATOMIC_RELAXED) == 0; i++)
+                        ;
+                __atomic_store_n(&q->avail->idx, ++q->avail_idx, __ATOMIC_SEQ_CST);
+                if (!(__atomic_load_n(&q->used->flags, __ATOMIC_ACQUIRE) & VRING_USED_F_NO_NOTIFY))
+                        fe_kick(&f, 0);
+                while (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) == q->used_idx) {
+                        assert_true(now_usec() < end);
+                        (void) usleep(10);
+                }
+                q->used_idx++;
+        }
+        fe_end(&f);
+}
+
 /* A ring is only stopped when everything that was taken is done. */
 static void stopping_a_ring_finishes_what_was_taken(void **state) {
         FrontEnd f;
@@ -530,6 +575,8 @@ int main(void) {
                 with_image(discards_and_writes_zeroes),
                 with_image(offers_no_discard_where_it_is_switched_off),
                 with_image(the_tail_that_is_no_sector_is_out_of_reach),
+                with_image(the_tail_that_is_no_block_is_out_of_reach),
+                with_image(a_chain_that_comes_while_kicks_are_suppressed_is_served),
                 with_image(stopping_a_ring_finishes_what_was_taken),
                 with_image(a_killed_helper_loses_no_request),
         };
