@@ -65,8 +65,11 @@ static int receive(Device *d) {
 static void on_input(void *userdata) {
         Console *c = userdata;
         Virtqueue *q = device_queue(c->device, QUEUE_RECEIVE);
-        int r = receive(c->device);
+        int r;
 
+        if (!device_is_running(c->device)) /* the process() after the next start() takes it */
+                return;
+        r = receive(c->device);
         if (r == -EBADMSG)
                 device_broken(c->device, "receive queue: %s", virtqueue_error(q) ?: "broken");
         else if (r < 0)

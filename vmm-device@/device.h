@@ -81,11 +81,13 @@ uint64_t device_features(Device *d);             /* negotiated, once started */
 unsigned device_n_queues(Device *d);             /* queues the front-end has enabled, once started */
 void device_set_n_queues(Device *d, unsigned n); /* in open(): how many this instance offers */
 Virtqueue *device_queue(Device *d, unsigned index); /* NULL where not enabled */
+/* Whether it is started and not broken: else an event of the device's own must leave its queues alone. */
+bool device_is_running(Device *d);
 /* Tells the front-end that the configuration space changed (vhost-user BACKEND_CONFIG_CHANGE_MSG). */
 void device_config_changed(Device *d);
 /* The guest broke the rules: no further request is taken until the driver resets the device. */
 void device_broken(Device *d, const char *format, ...) _printf_(2, 3);
-/* The bus server of a register device, for bus_server_interrupt(). Valid from the first access on. */
+/* The bus server of a register device, for bus_server_interrupt(). There from the first access on; NULL again in close(). */
 struct BusServer *device_bus(Device *d);
 
 extern const DeviceClass block_device;

@@ -137,6 +137,10 @@ Virtqueue *device_queue(Device *d, unsigned index) {
         return d->session && index < d->n_queues ? d->session->rings[index].queue : NULL;
 }
 
+bool device_is_running(Device *d) {
+        return d->session && d->session->started && !d->session->broken;
+}
+
 void device_config_changed(Device *d) {
         if (d->session)
                 session_send_config_change(d->session);

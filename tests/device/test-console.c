@@ -151,6 +151,26 @@ static void a_broken_receive_queue_is_found_when_somebody_types(void **state) {
         fixture_down(&f);
 }
 
+/* Nothing is taken from the driver any more, whoever types. */
+static void a_broken_device_takes_no_buffers(void **state) {
+        struct vring_used_elem e;
+        Fixture f = {};
+        int fd;
+
+        fixture_up(&f);
+        fd = attach(&f);
+        fe_desc(&f.front_end, TRANSMIT, 1, FE_ADDRESS(BUFFER(TRANSMIT, 1)), 16, VRING_DESC_F_NEXT, 1);
+        fe_offer(&f.front_end, TRANSMIT, 1);
+        fe_kick(&f.front_end, TRANSMIT);
+        fe_expect_broken(&f.front_end, TRANSMIT);
+        (void) call(&f, "{\"method\":\"io.vmmd.Device.Describe\"}", NULL);
+        offer_buffer(&f, 0, 16);
+        assert_int_equal(write(fd, "x", 1), 1);
+        assert_false(fe_used(&f.front_end, RECEIVE, 200, &e));
+        (void) close(fd);
+        fixture_down(&f);
+}
+
 static void buffers_without_room_do_not_keep_the_helper_busy(void **state) {
         Fixture f = {};
         int fd;
@@ -292,6 +312,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(a_loop_in_its_queue_breaks_the_device_and_not_the_console),
                 cmocka_unit_test(a_broken_receive_queue_is_found_when_somebody_types),
+                cmocka_unit_test(a_broken_device_takes_no_buffers),
                 cmocka_unit_test(buffers_without_room_do_not_keep_the_helper_busy),
                 cmocka_unit_test(overlapping_buffers_are_cut_off),
                 cmocka_unit_test(sizes_out_of_range_are_refused),
