@@ -13,6 +13,8 @@
 
 #define CLIENTS_MAX 32
 #define INPUT_MAX 4096
+/* Somebody who writes as fast as the guest reads does not keep the event loop for himself. */
+#define PTY_READS_PER_TURN 16
 /* How far a client may lag behind at least, however short the history is that the definition asks for. */
 #define RING_MIN KIB(64)
 
@@ -232,17 +234,23 @@ static void pty_flush(Terminal *t) {
         }
 }
 
+/* Its edge has passed: read on from the event loop, where others have their turn in between. */
+static void pty_read_later(Terminal *t) {
+        (void) sd_event_source_set_io_events(t->pty.source, EPOLLIN | EPOLLOUT | EPOLLET);
+}
+
 static void pty_read(Terminal *t) {
         size_t before;
 
         /* Edge-triggered: until there is nothing more, or no room, which terminal_take_input() makes. */
-        for (;;) {
+        for (unsigned i = 0; i < PTY_READS_PER_TURN; i++) {
                 before = t->n_pending;
                 t->pty.unread = input_room(t) == 0;
                 if (t->pty.unread || read_input(t, t->pty.fd) != 0 || t->n_pending == before)
                         return;
                 tell_input(t, before);
         }
+        pty_read_later(t);
 }
 
 static int on_pty(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
@@ -449,8 +457,7 @@ size_t terminal_take_input(Terminal *t, void *data, size_t length) {
         if (n > 0 && was_full) {
                 watch_clients(t);
                 if (t->pty.unread && t->pty.source)
-                        /* Its edge has passed: read on from the event loop, not from within the guest's request. */
-                        (void) sd_event_source_set_io_events(t->pty.source, EPOLLIN | EPOLLOUT | EPOLLET);
+                        pty_read_later(t);
         }
         return n;
 }

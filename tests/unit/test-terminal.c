@@ -395,6 +395,51 @@ static void pty_input_is_bounded_and_goes_on_when_taken(void **state) {
         fixture_down(&f);
 }
 
+typedef struct Feeder {
+        Terminal *terminal;
+        int fd;
+        unsigned left, fed;
+} Feeder;
+
+/* A guest that takes everything at once, and somebody who writes as fast. */
+static void feed(void *userdata) {
+        Feeder *feeder = userdata;
+        char buffer[64];
+
+        while (terminal_take_input(feeder->terminal, buffer, sizeof(buffer)) > 0)
+                ;
+        if (feeder->left == 0)
+                return;
+        feeder->left--;
+        feeder->fed++;
+        assert_int_equal(write(feeder->fd, "x", 1), 1);
+        (void) usleep(5000); /* until it has come through the terminal's line */
+}
+
+static void a_flood_on_the_pty_leaves_others_their_turn(void **state) {
+        Feeder feeder = { .left = 60 };
+        sd_event *event = NULL;
+        unsigned most = 0;
+
+        assert_return_code(sd_event_new(&event), 0);
+        assert_int_equal(terminal_new(event, 0, feed, &feeder, &feeder.terminal), 0);
+        assert_int_equal(terminal_make_pty(feeder.terminal), 0);
+        feeder.fd = open(terminal_pty_path(feeder.terminal), O_RDWR | O_NOCTTY | O_CLOEXEC);
+        assert_return_code(feeder.fd, errno);
+        assert_int_equal(write(feeder.fd, "x", 1), 1);
+        for (int r = 1; r > 0;) {
+                unsigned before = feeder.fed;
+
+                r = sd_event_run(event, 200 * USEC_PER_MSEC);
+                most = MAX(most, feeder.fed - before);
+        }
+        assert_int_equal(feeder.left, 0); /* and nothing was forgotten */
+        assert_in_range(most, 1, 16);
+        (void) close(feeder.fd);
+        (void) terminal_free(feeder.terminal);
+        (void) sd_event_unref(event);
+}
+
 static void the_log_has_everything(void **state) {
         char buffer[32] = {};
         int fd, pipe_fds[2];
@@ -427,6 +472,7 @@ int main(void) {
                 cmocka_unit_test(a_pty_shows_the_past_each_time_it_is_opened),
                 cmocka_unit_test(a_pty_nobody_reads_never_blocks),
                 cmocka_unit_test(pty_input_is_bounded_and_goes_on_when_taken),
+                cmocka_unit_test(a_flood_on_the_pty_leaves_others_their_turn),
                 cmocka_unit_test(the_log_has_everything),
         };
 
