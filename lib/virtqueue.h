@@ -55,7 +55,7 @@ typedef struct VirtqueueSetup {
         uint64_t desc_user_addr;                /* in the front-end's address space, as vhost-user has it */
         uint64_t avail_user_addr;
         uint64_t used_user_addr;
-        uint16_t base;                          /* the next available entry to take; a log in use overrides it */
+        uint16_t base;                          /* the next available entry to take; a log with something in flight overrides it */
         bool event_idx, indirect;               /* VIRTIO_RING_F_EVENT_IDX, _INDIRECT_DESC are negotiated */
         QueueRegionSplit *log;                  /* the queue's region of the in-flight log, or NULL; */
         uint16_t log_num;                       /* and for how many descriptors it has room */

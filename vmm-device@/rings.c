@@ -178,6 +178,9 @@ static int ring_attach(Session *s, Ring *ring) {
                 session_break(s, "a queue does not lie in guest memory, or not aligned");
                 return 0;
         }
+        if (r == -EBADMSG)
+                return log_error_errno(r, "The in-flight log of queue %u is not one of version %u for %u descriptors.", index,
+                        QUEUE_REGION_VERSION, ring->num);
         if (r < 0)
                 return log_error_errno(r, "Cannot serve queue %u: %m", index);
         virtqueue_set_call_fd(ring->queue, ring->call_fd);
