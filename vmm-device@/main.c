@@ -307,6 +307,9 @@ static int make_event_loop(Helper *h) {
         sigset_t signals;
         int r;
 
+        /* A front-end may hand us anything to signal it by, also a pipe that nobody reads. */
+        if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+                return -errno;
         sigemptyset(&signals);
         sigaddset(&signals, SIGTERM);
         sigaddset(&signals, SIGINT);
@@ -371,6 +374,8 @@ int main(int argc, char **argv) {
         if (h.device)
                 h.device->session_ended = NULL;
         (void) bus_server_free(h.bus);
+        if (h.device)
+                h.device->bus = NULL; /* what the device still has to say at its end interrupts nobody */
         (void) device_free(h.device);
         sockets_done(&h.sockets);
         (void) sd_event_unref(h.event);

@@ -79,7 +79,10 @@ static bool uart_can_send(void *userdata) {
 
 static void uart_interrupt(void *userdata) {
         Serial *s = userdata;
-        bus_server_interrupt(device_bus(s->device), 0);
+        BusServer *bus = device_bus(s->device);
+
+        if (bus)
+                bus_server_interrupt(bus, 0);
 }
 
 static void uart_can_receive(void *userdata) {

@@ -25,6 +25,7 @@ static const BusSpace com1 = { .kind = BUS_SPACE_PIO, .base = 0x3f8, .length = 8
 typedef struct Fixture {
         char directory[32], bus[64], varlink[64], file[64];
         const char *output;
+        bool patient; /* the helper waits until somebody reads its standard error */
         pid_t pid;
         int messages; /* the helper's standard error */
         int irq_fd;
@@ -42,6 +43,8 @@ static void start_helper(Fixture *f) {
         (void) snprintf(c, sizeof(c), "--output=%s", f->output);
         (void) snprintf(d, sizeof(d), "--path=%s", f->file);
         assert_return_code(pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK), errno);
+        if (f->patient)
+                assert_return_code(fcntl(pipe_fds[1], F_SETFL, 0), errno);
         f->pid = fork();
         assert_return_code(f->pid, errno);
         if (f->pid == 0) {
@@ -70,7 +73,8 @@ static void connect_client(Fixture *f) {
 }
 
 static void fixture_up(Fixture *f, const char *output) {
-        *f = (Fixture) { .output = output, .messages = -EBADF };
+        f->output = output;
+        f->messages = -EBADF;
         (void) snprintf(f->directory, sizeof(f->directory), "/tmp/test-serial-XXXXXX");
         assert_non_null(mkdtemp(f->directory));
         (void) snprintf(f->bus, sizeof(f->bus), "%s/bus", f->directory);
@@ -163,7 +167,7 @@ static int attach(Fixture *f) {
 static void refuses_a_second_client(void **state) {
         _cleanup_free_ char *message = NULL;
         BusClient *second;
-        Fixture f;
+        Fixture f = {};
 
         fixture_up(&f, "none");
         assert_int_equal(bus_client_new(1, &com1, &f.irq_fd, 1, &second), 0);
@@ -195,7 +199,7 @@ static void refuses_options_that_make_no_sense(void **state) {
 }
 
 static void output_goes_to_the_file(void **state) {
-        Fixture f;
+        Fixture f = {};
         int fd;
 
         fixture_up(&f, "file");
@@ -208,7 +212,7 @@ static void output_goes_to_the_file(void **state) {
 }
 
 static void output_is_logged_line_by_line_and_a_prompt_after_a_while(void **state) {
-        Fixture f;
+        Fixture f = {};
 
         fixture_up(&f, "journal");
         send_text(&f, "\033[1mbold\033[0m\r\nsecond\r\nlogin: ");
@@ -221,7 +225,7 @@ static void output_is_logged_line_by_line_and_a_prompt_after_a_while(void **stat
 }
 
 static void interrupts_reach_the_line(void **state) {
-        Fixture f;
+        Fixture f = {};
 
         fixture_up(&f, "none");
         out(&f, 2, 0x01);
@@ -236,7 +240,7 @@ static void interrupts_reach_the_line(void **state) {
 static void a_client_sees_the_past_and_can_type(void **state) {
         char typed[41] = {};
         size_t n = 0;
-        Fixture f;
+        Fixture f = {};
         int fd;
 
         fixture_up(&f, "none");
@@ -262,7 +266,7 @@ static void a_client_sees_the_past_and_can_type(void **state) {
 
 static void wide_accesses_are_several_narrow_ones(void **state) {
         uint32_t v = 0;
-        Fixture f;
+        Fixture f = {};
 
         fixture_up(&f, "none");
         out(&f, 7, 0x5a);
@@ -273,7 +277,7 @@ static void wide_accesses_are_several_narrow_ones(void **state) {
 }
 
 static void a_killed_helper_is_replaced_without_the_driver_noticing(void **state) {
-        Fixture f;
+        Fixture f = {};
         int status;
 
         fixture_up(&f, "file");
@@ -310,7 +314,7 @@ static void a_killed_helper_is_replaced_without_the_driver_noticing(void **state
 static void a_flood_is_held_up_but_not_lost(void **state) {
         static char expected[300000];
         struct stat st;
-        Fixture f;
+        Fixture f = {};
 
         fixture_up(&f, "file");
         for (size_t i = 0; i < sizeof(expected); i++) {
@@ -330,6 +334,29 @@ static void a_flood_is_held_up_but_not_lost(void **state) {
         fixture_down(&f);
 }
 
+/* Its transmitter is busy, the event loop is waiting for the journal, and then it has to end. */
+static void ends_in_order_while_the_guest_is_held_up(void **state) {
+        Fixture f = { .patient = true };
+        unsigned sent = 0;
+        char buffer[4096];
+        int status;
+
+        fixture_up(&f, "journal");
+        out(&f, 1, 0x02); /* it wants to know when there is room */
+        while ((in(&f, 5) & 0x20) != 0) {
+                assert_true(sent < 4000000);
+                for (unsigned i = 0; i < 64; i++, sent++)
+                        out(&f, 0, sent % 100 == 99 ? '\n' : 'x');
+        }
+        assert_return_code(kill(f.pid, SIGTERM), errno);
+        while (waitpid(f.pid, &status, WNOHANG) == 0)
+                if (read(f.messages, buffer, sizeof(buffer)) <= 0)
+                        (void) usleep(1000);
+        f.pid = 0;
+        assert_int_equal(status, 0);
+        fixture_down(&f);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(refuses_a_second_client),
@@ -341,6 +368,7 @@ int main(void) {
                 cmocka_unit_test(wide_accesses_are_several_narrow_ones),
                 cmocka_unit_test(a_killed_helper_is_replaced_without_the_driver_noticing),
                 cmocka_unit_test(a_flood_is_held_up_but_not_lost),
+                cmocka_unit_test(ends_in_order_while_the_guest_is_held_up),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -156,6 +156,21 @@ static void refuses_an_in_flight_log_that_is_too_small(void **state) {
         refuses(send_inflight_of_wrong_size);
 }
 
+static void a_signal_descriptor_that_nobody_reads_is_survived(void **state) {
+        uint64_t payload = 0;
+        FrontEnd f;
+        int p[2];
+
+        start_rng(&f);
+        assert_int_equal(pipe2(p, O_CLOEXEC), 0);
+        fe_send(&f, VHOST_USER_SET_VRING_CALL, &payload, sizeof(payload), &p[1], 1);
+        (void) close(p[0]);
+        (void) close(p[1]);
+        ask(&f, 0, 64);
+        assert_int_equal(fe_wait(&f, 0).len, 64);
+        fe_end(&f);
+}
+
 static void says_no_to_who_asks_for_an_acknowledgement_and_goes_on(void **state) {
         struct vhost_vring_state wrong = { .index = 7, .num = 8 };
         FrontEnd f;
@@ -479,6 +494,35 @@ static void resumes_what_the_log_has_in_flight_in_its_order(void **state) {
         fe_end(&f);
 }
 
+/* As many as a busy disk has: the C library's functions behave differently for many elements than for a few. */
+static void resumes_hundreds_of_requests(void **state) {
+        VhostUserInflight inflight = { .num_queues = 1, .queue_size = 512, .mmap_size = queue_region_size(512) };
+        _cleanup_close_ int fd = guest_memory_create_fd(ALIGN_UP(queue_region_size(512), UINT64_C(4096)), 0);
+        QueueRegionSplit *region;
+        FrontEnd f;
+
+        region = mmap(NULL, inflight.mmap_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        assert_ptr_not_equal(region, MAP_FAILED);
+        region->version = QUEUE_REGION_VERSION;
+        region->desc_num = 512;
+        for (unsigned i = 0; i < 512; i++)
+                region->desc[i] = (DescStateSplit) { .inflight = 1, .counter = 1000 - i };
+
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        fe_set_mem_table(&f);
+        assert_int_equal(fe_acknowledged(&f, VHOST_USER_SET_INFLIGHT_FD, &inflight, sizeof(inflight), &fd, 1), 0);
+        fe_lay_out_queue(&f, 0, 512);
+        for (uint16_t i = 0; i < 512; i++)
+                fe_desc(&f, 0, i, FE_ADDRESS(FE_BUFFERS), 1, VRING_DESC_F_WRITE, 0);
+        f.queues[0].avail->idx = f.queues[0].avail_idx = 512;
+        fe_send_queue(&f, 0, 0);
+        for (unsigned i = 0; i < 512; i++)
+                assert_int_equal(fe_wait(&f, 0).id, 511 - i);
+        (void) munmap(region, inflight.mmap_size);
+        fe_end(&f);
+}
+
 /* The helper died between showing the last batch to the driver and noting it: nothing of that batch is done twice. */
 static void does_not_repeat_a_batch_that_was_shown(void **state) {
         VhostUserInflight inflight = { .num_queues = 1, .queue_size = 8, .mmap_size = queue_region_size(8) };
@@ -560,6 +604,7 @@ int main(void) {
                 cmocka_unit_test(refuses_memory_that_is_longer_than_its_file),
                 cmocka_unit_test(refuses_more_regions_than_there_can_be),
                 cmocka_unit_test(refuses_an_in_flight_log_that_is_too_small),
+                cmocka_unit_test(a_signal_descriptor_that_nobody_reads_is_survived),
                 cmocka_unit_test(says_no_to_who_asks_for_an_acknowledgement_and_goes_on),
                 cmocka_unit_test(a_half_sent_message_blocks_nobody),
                 cmocka_unit_test(a_chain_that_loops_breaks_the_device),
@@ -581,6 +626,7 @@ int main(void) {
                 cmocka_unit_test(a_disabled_ring_is_left_alone),
                 cmocka_unit_test(memory_can_be_replaced_while_rings_run),
                 cmocka_unit_test(resumes_what_the_log_has_in_flight_in_its_order),
+                cmocka_unit_test(resumes_hundreds_of_requests),
                 cmocka_unit_test(does_not_repeat_a_batch_that_was_shown),
                 cmocka_unit_test(waits_for_the_next_front_end),
         };
