@@ -85,5 +85,7 @@ void ring_withdraw(Session *s, unsigned index);
 void rings_withdraw_all(Session *s);
 /* Back to the state before the front-end's first word about rings; eventfds for interrupts and errors stay. */
 void rings_reset(Session *s);
+/* A front-end without SET_STATUS and RESET_DEVICE passes on a driver's reset by stopping all rings: a broken device begins anew then. */
+void rings_heal_when_stopped(Session *s);
 /* Brings into service what is complete, once the messages that have arrived are handled. */
 void rings_update_later(Session *s);

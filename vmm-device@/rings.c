@@ -103,6 +103,17 @@ void rings_reset(Session *s) {
         s->broken = false;
 }
 
+void rings_heal_when_stopped(Session *s) {
+        if (!s->broken)
+                return;
+        for (unsigned i = 0; i < s->device->n_queues; i++)
+                if (ring_is_served(&s->rings[i]))
+                        return;
+        /* What broke it may have been taken, and must not be taken again. */
+        inflight_clear(&s->inflight);
+        s->broken = false;
+}
+
 void rings_update_later(Session *s) {
         if (s->update_source)
                 (void) sd_event_source_set_enabled(s->update_source, SD_EVENT_ONESHOT);

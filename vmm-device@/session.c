@@ -137,6 +137,7 @@ static int handle_get_vring_base(Session *s, VhostUserMsg *msg) {
                 return r;
         ring_withdraw(s, index);
         ring->kick_fd = safe_close(ring->kick_fd);
+        rings_heal_when_stopped(s);
         msg->payload.state.num = ring->base;
         return reply(s, msg, sizeof(msg->payload.state), NULL, 0);
 }

@@ -282,6 +282,21 @@ static void an_indirect_table_in_another_breaks_the_device(void **state) {
         breaks(nested);
 }
 
+/* What a front-end does at a driver's reset that knows neither SET_STATUS nor RESET_DEVICE. */
+static void stopping_all_rings_heals_a_broken_device(void **state) {
+        FrontEnd f;
+
+        start_rng(&f);
+        loop(&f);
+        fe_kick(&f, 0);
+        fe_expect_broken(&f, 0);
+        (void) fe_stop_queue(&f, 0);
+        fe_start_queue(&f, 0, 8);
+        ask(&f, 0, 64);
+        assert_int_equal(fe_wait(&f, 0).len, 64);
+        fe_end(&f);
+}
+
 static void rings_outside_memory_break_the_device(void **state) {
         struct vhost_vring_addr address = { .desc_user_addr = FE_USER_BASE + FE_RAM_SIZE - 16,
                 .avail_user_addr = FE_USER_BASE, .used_user_addr = FE_USER_BASE };
@@ -614,6 +629,7 @@ int main(void) {
                 cmocka_unit_test(a_head_outside_the_table_breaks_the_device),
                 cmocka_unit_test(an_available_index_that_runs_ahead_breaks_the_device),
                 cmocka_unit_test(an_indirect_table_in_another_breaks_the_device),
+                cmocka_unit_test(stopping_all_rings_heals_a_broken_device),
                 cmocka_unit_test(rings_outside_memory_break_the_device),
                 cmocka_unit_test(rings_that_are_not_aligned_break_the_device),
                 cmocka_unit_test(tells_of_a_broken_device_on_the_back_end_channel_only_with_configuration_space),
