@@ -29,19 +29,9 @@ size_t bus_memory_size(unsigned n_slots) {
 }
 
 int bus_memory_create(unsigned n_slots) {
-        _cleanup_close_ int fd = -EBADF;
-
         if (n_slots == 0 || n_slots > BUS_SLOTS_MAX)
                 return -EINVAL;
-
-        fd = memfd_create("vmm-bus", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (fd < 0)
-                return -errno;
-        if (ftruncate(fd, (off_t) bus_memory_size(n_slots)) < 0)
-                return -errno;
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-                return -errno;
-        return TAKE_FD(fd);
+        return memfd_create_sealed("vmm-bus", bus_memory_size(n_slots), 0);
 }
 
 int bus_memory_map(int fd, unsigned n_slots, BusMemory **ret) {

@@ -78,24 +78,8 @@ unsigned device_definition_queues(const DeviceDefinition *device) {
         return (unsigned) device_definition_unsigned(device, "queues", device->type->queues_default);
 }
 
-/* "readOnly" → "read-only" */
-static char *kebab_case(const char *camel) {
-        char *kebab = malloc(strlen(camel) * 2 + 1), *p = kebab;
-
-        if (!kebab)
-                return NULL;
-        for (; *camel; camel++)
-                if (*camel >= 'A' && *camel <= 'Z') {
-                        *p++ = '-';
-                        *p++ = (char) (*camel | 0x20);
-                } else
-                        *p++ = *camel;
-        *p = 0;
-        return kebab;
-}
-
 static int option_argument(const DeviceDefinition *device, const DeviceOption *option, char **ret) {
-        _cleanup_free_ char *name = kebab_case(option->name);
+        _cleanup_free_ char *name = device_option_argument_name(option->name);
         int r;
 
         if (!name)

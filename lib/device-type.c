@@ -92,3 +92,18 @@ const DeviceOption *device_type_find_option(const DeviceType *type, const char *
                         return option;
         return NULL;
 }
+
+char *device_option_argument_name(const char *name) {
+        char *kebab = malloc(strlen(name) * 2 + 1), *p = kebab;
+
+        if (!kebab)
+                return NULL;
+        for (; *name; name++)
+                if (*name >= 'A' && *name <= 'Z') {
+                        *p++ = '-';
+                        *p++ = (char) (*name | 0x20);
+                } else
+                        *p++ = *name;
+        *p = 0;
+        return kebab;
+}

@@ -55,3 +55,5 @@ extern const DeviceType device_types[];
 
 const DeviceType *device_type_find(const char *name);
 const DeviceOption *device_type_find_option(const DeviceType *type, const char *name);
+/* "read-only" for "readOnly": as which option the helper gets it. The caller frees it; NULL when out of memory. */
+char *device_option_argument_name(const char *name);

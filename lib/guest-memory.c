@@ -140,8 +140,7 @@ uint64_t guest_memory_size(const GuestMemory *memory) {
 }
 
 int guest_memory_create_fd(uint64_t size, uint64_t huge_page_size) {
-        unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-        _cleanup_close_ int fd = -EBADF;
+        unsigned flags = 0;
 
         if (huge_page_size == MIB(2))
                 flags |= MFD_HUGETLB | MFD_HUGE_2MB;
@@ -150,12 +149,5 @@ int guest_memory_create_fd(uint64_t size, uint64_t huge_page_size) {
         else if (huge_page_size != 0)
                 return -EINVAL;
 
-        fd = memfd_create("vmm-guest-ram", flags);
-        if (fd < 0)
-                return -errno;
-        if (ftruncate(fd, (off_t) size) < 0)
-                return -errno;
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
-                return -errno;
-        return TAKE_FD(fd);
+        return memfd_create_sealed("vmm-guest-ram", size, flags);
 }

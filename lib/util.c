@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -188,6 +189,18 @@ ssize_t recv_with_fds(int socket, void *buffer, size_t length, int *fds, size_t 
         if (n_fds)
                 *n_fds = taken;
         return n;
+}
+
+int memfd_create_sealed(const char *name, uint64_t size, unsigned flags) {
+        _cleanup_close_ int fd = memfd_create(name, flags | MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+        if (fd < 0)
+                return -errno;
+        if (ftruncate(fd, (off_t) size) < 0)
+                return -errno;
+        if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
+                return -errno;
+        return TAKE_FD(fd);
 }
 
 int connect_unix(const char *path) {

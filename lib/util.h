@@ -153,6 +153,10 @@ int read_whole_fd(int fd, size_t max, char **ret, size_t *ret_size);
 ssize_t send_with_fds(int socket, const void *buffer, size_t length, const int *fds, size_t n_fds);
 ssize_t recv_with_fds(int socket, void *buffer, size_t length, int *fds, size_t *n_fds, int flags);
 
+/* Creates a memfd of `size` bytes, for sharing: sealed against growing, shrinking and more seals, so that nobody's mapping can end in SIGBUS.
+ * `flags` are added to memfd_create()'s. Returns the fd or a negative errno. */
+int memfd_create_sealed(const char *name, uint64_t size, unsigned flags);
+
 /* Connects an AF_UNIX stream socket to `path`. Returns the fd (close-on-exec, blocking) or a negative errno;
  * -ENAMETOOLONG where the path does not fit a socket address. */
 int connect_unix(const char *path);

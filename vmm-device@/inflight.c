@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -8,19 +7,14 @@
 
 int inflight_create(uint16_t num_queues, uint16_t queue_size, uint64_t *ret_size) {
         uint64_t size = num_queues * queue_region_size(queue_size);
-        _cleanup_close_ int fd = -EBADF;
+        int fd;
 
         if (num_queues == 0 || queue_size == 0 || queue_size > VIRTQUEUE_NUM_MAX)
                 return -EINVAL;
-        fd = memfd_create("vmm-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (fd < 0)
-                return -errno;
-        if (ftruncate(fd, (off_t) size) < 0)
-                return -errno;
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
-                return -errno;
-        *ret_size = size;
-        return TAKE_FD(fd);
+        fd = memfd_create_sealed("vmm-inflight", size, 0);
+        if (fd >= 0)
+                *ret_size = size;
+        return fd;
 }
 
 int inflight_open(Inflight *inflight, int fd, uint64_t size, uint64_t offset, uint16_t num_queues, uint16_t queue_size) {

@@ -43,20 +43,6 @@ DeviceOptions *device_options_free(DeviceOptions *options) {
         return mfree(options);
 }
 
-char *device_option_argument_name(const char *name) {
-        char *kebab = malloc(2 * strlen(name) + 1), *p = kebab;
-
-        if (!kebab)
-                return NULL;
-        for (; *name; name++) {
-                if (isupper((unsigned char) *name))
-                        *p++ = '-';
-                *p++ = (char) tolower((unsigned char) *name);
-        }
-        *p = 0;
-        return kebab;
-}
-
 static int parse_boolean(const char *s, bool *ret) {
         if (streq(s, "yes") || streq(s, "true") || streq(s, "1"))
                 *ret = true;

@@ -20,6 +20,3 @@ const char *device_options_get(const DeviceOptions *options, const char *name);
 /* The number an unsigned or size option stands for; the text has been checked. */
 uint64_t device_options_number(const DeviceOptions *options, const char *name, uint64_t otherwise);
 bool device_options_boolean(const DeviceOptions *options, const char *name, bool otherwise);
-
-/* "readOnly" → "read-only"; the caller frees it, NULL when out of memory. */
-char *device_option_argument_name(const char *name);
