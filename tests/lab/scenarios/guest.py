@@ -18,6 +18,7 @@ def define(lab, name="demo", memory="512M", vcpus=2):
         "kernel": "/srv/lab/guest/vmlinuz",
         "initrd": "/srv/lab/guest/initrd.img",
         "commandLine": "quiet rw",
+        "credentials": {"greeting": "hello from the host"},
         "devices": {
             "root": {"type": "block", "path": "/srv/lab/guest/disk.img", "root": True},
             "rng": {"type": "rng"},
@@ -61,6 +62,8 @@ def debian_logs_in_over_the_console_and_stops_by_its_power_button(lab):
             root = command(terminal, "findmnt -no SOURCE,FSTYPE /")
             expect(root.split() == ["/dev/vda", "ext4"], f"the root is {root!r}")
             expect(command(terminal, "nproc") == "2", "the guest has not 2 processors")
+            credential = command(terminal, "systemd-creds --system cat greeting")
+            expect(credential == "hello from the host", f"the credential came as {credential!r}")
             command(terminal, "echo written >/root/mark && sync", 60)
         status, output = lab.run("systemctl stop vmm@demo.service", timeout=150)
         expect(status == 0, f"systemctl stop: {output}")
