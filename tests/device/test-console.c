@@ -205,6 +205,38 @@ static void overlapping_buffers_are_cut_off(void **state) {
         fixture_down(&f);
 }
 
+/* Somebody pastes without end while the guest reads nothing: he waits, and nobody else notices. */
+static void a_flood_of_input_waits(void **state) {
+        static char paste[4096];
+        unsigned taken = 0;
+        Fixture f = {};
+        size_t sent = 0;
+        ssize_t n;
+        int fd;
+
+        fixture_up(&f);
+        fd = attach(&f);
+        memset(paste, 'x', sizeof(paste));
+        for (unsigned idle = 0; idle < 10;) {
+                n = send(fd, paste, sizeof(paste), MSG_DONTWAIT | MSG_NOSIGNAL);
+                assert_true(n > 0 || errno == EAGAIN);
+                sent += n > 0 ? (size_t) n : 0;
+                assert_in_range(sent, 1, MIB(2));
+                idle = n > 0 ? 0 : idle + 1;
+                if (n < 0)
+                        (void) usleep(10000);
+        }
+        transmit(&f, "busy");
+        assert_reads(fd, "busy");
+        while (taken < sent) {
+                offer_buffer(&f, 0, 4096);
+                taken += fe_wait(&f.front_end, RECEIVE).len;
+        }
+        assert_int_equal(taken, sent);
+        (void) close(fd);
+        fixture_down(&f);
+}
+
 static void sizes_out_of_range_are_refused(void **state) {
         Fixture f = {};
 
@@ -315,6 +347,7 @@ int main(void) {
                 cmocka_unit_test(a_broken_device_takes_no_buffers),
                 cmocka_unit_test(buffers_without_room_do_not_keep_the_helper_busy),
                 cmocka_unit_test(overlapping_buffers_are_cut_off),
+                cmocka_unit_test(a_flood_of_input_waits),
                 cmocka_unit_test(sizes_out_of_range_are_refused),
                 cmocka_unit_test(output_goes_to_clients_and_the_log),
                 cmocka_unit_test(input_waits_for_the_guests_buffers),

@@ -334,6 +334,26 @@ static void a_flood_is_held_up_but_not_lost(void **state) {
         fixture_down(&f);
 }
 
+/* vmmd ends, in order or not; the port, its output and its clients stay for the next one. */
+static void outlives_those_it_serves(void **state) {
+        Fixture f = {};
+        int fd;
+
+        fixture_up(&f, "none");
+        fd = attach(&f);
+        for (unsigned i = 0; i < 5; i++) {
+                out(&f, 7, 0x55);
+                send_text(&f, "round;");
+                f.client = bus_client_free(f.client);
+                assert_int_equal(bus_client_new(2, &com1, &f.irq_fd, 1, &f.client), 0);
+                connect_client(&f);
+                assert_int_equal(in(&f, 7), 0); /* a new machine, a port as at power-on */
+        }
+        wait_for_words(fd, "round;round;round;round;round;");
+        (void) close(fd);
+        fixture_down(&f);
+}
+
 /* Its transmitter is busy, the event loop is waiting for the journal, and then it has to end. */
 static void ends_in_order_while_the_guest_is_held_up(void **state) {
         Fixture f = { .patient = true };
@@ -368,6 +388,7 @@ int main(void) {
                 cmocka_unit_test(wide_accesses_are_several_narrow_ones),
                 cmocka_unit_test(a_killed_helper_is_replaced_without_the_driver_noticing),
                 cmocka_unit_test(a_flood_is_held_up_but_not_lost),
+                cmocka_unit_test(outlives_those_it_serves),
                 cmocka_unit_test(ends_in_order_while_the_guest_is_held_up),
         };
 
