@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 
 from lablib import TOP, LabError
@@ -21,7 +22,8 @@ def run(command, environment=None):
     result = subprocess.run(command, cwd=TOP, env={**os.environ, **(environment or {})}, text=True, check=False,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode != 0:
-        raise LabError(f"`{' '.join(command)}` ended with {result.returncode}:\n{result.stdout[-4000:]}")
+        wrong = [line for line in result.stdout.splitlines() if re.search(r"FAILED|error|ERROR|undefined", line)]
+        raise LabError("\n".join([f"`{' '.join(command)}` ended with {result.returncode}:", *wrong[:40], result.stdout[-2000:]]))
     return result.stdout
 
 
