@@ -261,11 +261,9 @@ void vcpu_set_pause(VcpuSet *set) {
 void vcpu_set_resume(VcpuSet *set, bool revive) {
         (void) pthread_mutex_lock(&set->lock);
         __atomic_store_n(&set->pause, false, __ATOMIC_RELEASE);
-        for (unsigned i = 0; i < set->n_vcpus; i++) {
-                __atomic_store_n(&set->vcpus[i].run->immediate_exit, 0, __ATOMIC_RELEASE);
-                if (revive)
-                        set->vcpus[i].halted = false;
-        }
+        /* immediate_exit is the vCPU's own to clear: one that is just parking would enter the guest instead. */
+        for (unsigned i = 0; i < set->n_vcpus && revive; i++)
+                set->vcpus[i].halted = false;
         (void) pthread_cond_broadcast(&set->changed);
         (void) pthread_mutex_unlock(&set->lock);
 }

@@ -11,6 +11,9 @@ import traceback
 import lablib
 
 
+TRIPLE_FAULT = "The guest crashed: triple fault."
+
+
 class Failure(Exception):
     """What a scenario saw is not what it had to see."""
 
@@ -62,11 +65,24 @@ def find(names):
     return found
 
 
+def call(lab, each, label):
+    """Where the processors themselves are emulated (QEMU's SVM), a guest on a busy machine is now and then lost to a triple fault while its
+    kernel starts, at no place of its own: three in some sixty boots. Whose fault that is has not been found. It is said aloud, and the
+    scenario repeated once; a second one is a failure, and so is a first one on real processors."""
+    try:
+        each.function(lab, **each.arguments)
+    except (Failure, lablib.LabError) as error:
+        if lab.kind != "qemu" or TRIPLE_FAULT not in str(error):
+            raise
+        print(f"# TRIPLE FAULT, so repeated once: {label}", flush=True)
+        each.function(lab, **each.arguments)
+
+
 def run_one(lab, each):
     start = time.monotonic()
     label = each.name if lab.settings["release"] == "bookworm" else f"{each.name} on {lab.settings['release']}"
     try:
-        each.function(lab, **each.arguments)
+        call(lab, each, label)
     except (Failure, lablib.LabError) as error:
         reason = str(error).strip().splitlines() or ["?"]
         print(f"not ok {label}: {reason[0]}", flush=True)

@@ -4,41 +4,20 @@
 import re
 
 from machine import Machine
-from scenario import Failure, expect, scenario
+from scenario import expect, scenario
 
 SIZES = {"256M": 256, "2G": 2048, "6G": 6144}
 # What a guest's kernel says of tables, devices or itself when something about the machine is wrong.
 COMPLAINTS = r"ACPI.*(Error|Exception)|Firmware Bug|BUG:|Oops|I/O error|soft lockup|rcu.*stall|APIC.*(error|fail)"
 
 
-class TripleFault(Exception):
-    """The guest's processor gave up before /init."""
-
-
 def boot(lab, kernel, image, vcpus, memory):
-    """Where the processors themselves are emulated (QEMU's SVM), a guest with four of them and memory beyond 4 GiB is lost to a triple
-    fault in about one boot of ten while it brings them up, at no place of its own. Whose fault that is has not been found. It is
-    said aloud, and the boot repeated once; a second one is a failure, and so is a first one on real processors."""
-    try:
-        boot_once(lab, kernel, image, vcpus, memory)
-    except TripleFault as error:
-        expect(lab.kind == "qemu" and vcpus > 1, f"triple fault:\n{error}")
-        print(f"# TRIPLE FAULT, repeated once: {image} of {kernel} with {vcpus} vcpus and {memory}", flush=True)
-        try:
-            boot_once(lab, kernel, image, vcpus, memory)
-        except TripleFault as again:
-            raise Failure(f"a triple fault twice in a row:\n{again}") from None
-
-
-def boot_once(lab, kernel, image, vcpus, memory):
     with Machine(lab, kernel=kernel, image=image, vcpus=vcpus, memory=memory, test="info,poweroff",
                  devices={"rng": {"type": "rng"}, "console": {"type": "console"}},
                  command_line="quiet", onPanic="stop") as machine:
         machine.start()
         state = machine.wait_until_ended()
         text = machine.printed()
-        if "INIT-STEPS" not in text and state["ExecMainStatus"] == "33":
-            raise TripleFault(machine.journal())
         expect("INIT-STEPS" in text, f"no /init:\n{text[-1500:]}\n{machine.journal()}")
         expect(state["Result"] == "success", f"the unit ended with {state['Result']}\n{machine.journal()}")
         check_info(text, kernel, vcpus, SIZES[memory])
