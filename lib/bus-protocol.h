@@ -21,6 +21,7 @@
  * shrink (seals); nobody waits without a deadline or a way to be woken by its own process. An access whose server died before
  * answering is made again with the next server: accesses are "at least once". */
 
+#include "spin.h"
 #include "util.h"
 
 #define BUS_MAGIC UINT32_C(0x53554256) /* "VBUS" */
@@ -132,19 +133,3 @@ void bus_reply_init(BusReply *reply, int error, uint32_t n_registers, const char
 bool bus_access_size_is_valid(uint64_t size);
 /* All ones in `size` bytes: what a bus without a device answers. */
 uint64_t bus_access_mask(uint64_t size);
-
-/* Waits until *word is no longer `expected`, until a wake, or for `timeout_usec` (UINT64_MAX: for ever). 0, -EAGAIN, -EINTR, -ETIMEDOUT. `shared`:
- * between processes. */
-int bus_futex_wait(const uint32_t *word, uint32_t expected, uint64_t timeout_usec, bool shared);
-void bus_futex_wake(const uint32_t *word, int n, bool shared);
-
-/* How long to look before sleeping: longer while looking pays off, shorter while it does not, not at all where there
- * is one processor and the other side cannot run meanwhile. */
-typedef struct BusSpin {
-        uint64_t limit_nsec;
-        uint64_t minimum_nsec, maximum_nsec;
-        unsigned misses;
-} BusSpin;
-void bus_spin_init(BusSpin *spin, uint64_t maximum_nsec);
-/* Looks until condition() holds; whether it did. Adapts the limit. */
-bool bus_spin_until(BusSpin *spin, bool (*condition)(void *userdata), void *userdata);

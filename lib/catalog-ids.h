@@ -19,7 +19,25 @@
 #define MESSAGE_GUEST_FORCED_OFF "60afedd136a44e2e82eca7e5e90d4f56"
 /* a device's helper went away while the guest runs */
 #define MESSAGE_DEVICE_LOST "2e3987c9b7f645018a3c48106d4a9a3f"
+/* a plugin has failed, and the machine ends with it */
+#define MESSAGE_PLUGIN_FAILED "e4b180a927f84e909b3d598b91ec5059"
 /* a device cannot be reached at the machine's start, or for good */
 #define MESSAGE_DEVICE_FAILED "d361af3279b34405a0a52b3cd59cf918"
 /* the guest broke a device's rules; the device waits for a reset */
 #define MESSAGE_DEVICE_BROKEN "4959ece444ec469195e8b2fd5e6ae536"
+/* the helper of a device that went away is back, and so is what it had */
+#define MESSAGE_DEVICE_RESTARTED "02fe7e8f658d4827bb96eb774e4dcd64"
+/* a program's event loop hung, and the service manager's watchdog ended it */
+#define MESSAGE_HUNG "c74f325326234dc0bffcf7853b81fe75"
+/* another program took over a running machine */
+#define MESSAGE_RELOADED "5d0a7cf7a2b84b86b0c4a3f0d6c1e9b7"
+/* it did not, and the machine runs as before */
+#define MESSAGE_RELOAD_FAILED "9b1f43be0c0e4a5a8d1c7b64c2f05e38"
+/* a snapshot of the machine was written */
+#define MESSAGE_SNAPSHOT_TAKEN "4b72974e1e044f70b01227987e5998c7"
+/* a machine goes on from a snapshot, and all of its memory is there */
+#define MESSAGE_SNAPSHOT_RESTORED "ffb1a0df78d74bef94da93226d3ad9b6"
+/* a snapshot does not fit the machine, the host or this version: nothing was started */
+#define MESSAGE_SNAPSHOT_REFUSED "70616d41bed64a37ad18c4c857da5eb2"
+/* vmmd itself was killed, or hung: the guest is gone */
+#define MESSAGE_SUPERVISOR_CRASHED "308e12ad74d244a088b2dc3a29a0bc84"

@@ -54,6 +54,8 @@ int definition_take_time(const DefinitionCheck *c, const char *pointer, json_obj
 
 /* Checks what is under "devices" and stores it. definition-device.c */
 int definition_take_devices(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d);
+/* Checks the machine's plugin, the only device that it has then. definition-device.c */
+int definition_take_plugin(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d);
 /* What no single value can be blamed for: conflicts between devices. */
 int definition_check_devices(const DefinitionCheck *c, const MachineDefinition *d);
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "definition-internal.h"
+#include "vsock-notify-port.h"
 
 typedef int (*TakeKey)(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d);
 
@@ -47,15 +48,24 @@ static int take_prefault(const DefinitionCheck *c, const char *pointer, json_obj
         return definition_take_boolean(c, pointer, v, &d->prefault);
 }
 
-static int take_vcpus(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
-        uint64_t vcpus;
+/* One that leaves `unsigned` no doubt. */
+static int take_number(const DefinitionCheck *c, const char *pointer, json_object *v, unsigned min, unsigned max, unsigned *ret) {
+        uint64_t number;
         int r;
 
-        r = definition_take_unsigned(c, pointer, v, 1, MACHINE_VCPUS_MAX, &vcpus);
+        r = definition_take_unsigned(c, pointer, v, min, max, &number);
         if (r < 0)
                 return r;
-        d->vcpus = (unsigned) vcpus;
+        *ret = (unsigned) number;
         return 0;
+}
+
+static int take_vcpus(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        return take_number(c, pointer, v, 1, MACHINE_VCPUS_MAX, &d->vcpus);
+}
+
+static int take_hotplug_slots(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        return take_number(c, pointer, v, 0, MACHINE_HOTPLUG_SLOTS_MAX, &d->hotplug_slots);
 }
 
 static int take_kernel(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
@@ -72,6 +82,19 @@ static int take_initrd(const DefinitionCheck *c, const char *pointer, json_objec
 
         r = definition_take_path(c, pointer, v, &path);
         return r < 0 ? r : take_copy(path, &d->initrd);
+}
+
+/* Where guests are told by ACPI there is nothing to lay it over. */
+static int take_device_tree_overlay(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+#if defined(__aarch64__)
+        const char *path;
+        int r;
+
+        r = definition_take_path(c, pointer, v, &path);
+        return r < 0 ? r : take_copy(path, &d->device_tree_overlay);
+#else
+        return definition_refuse(c, pointer, "no such key on this architecture, whose guests have no device tree");
+#endif
 }
 
 static int take_command_line(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
@@ -125,24 +148,59 @@ static int take_on_device_failure(const DefinitionCheck *c, const char *pointer,
         return r;
 }
 
+static int take_on_failure(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        static const char *const values[] = { [ON_FAILURE_STOP] = "stop", [ON_FAILURE_RESTART] = "restart", NULL };
+        size_t index;
+        int r;
+
+        r = definition_take_enum(c, pointer, v, values, &index);
+        if (r >= 0)
+                d->on_failure = (OnFailure) index;
+        return r;
+}
+
+static int take_ready_when(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        static const char *const values[] = { [READY_WHEN_STARTED] = "started", [READY_WHEN_GUEST] = "guest", NULL };
+        size_t index;
+        int r;
+
+        r = definition_take_enum(c, pointer, v, values, &index);
+        if (r >= 0)
+                d->ready_when = (ReadyWhen) index;
+        return r;
+}
+
 static int take_stop_timeout(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
         return definition_take_time(c, pointer, v, MACHINE_STOP_TIMEOUT_MAX, &d->stop_timeout_usec);
 }
 
-/* What useradd(8) takes as a name, within the 31 bytes of a utmp field, as systemd does. */
-static int take_access_group(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
-        const char *group;
+/* What useradd(8) takes as a name, within the 31 bytes of a utmp field, as systemd does. Whether there is such a user or group
+ * is for those to say who run while the machine does. */
+static int take_account(const DefinitionCheck *c, const char *pointer, json_object *v, const char *expected, char **ret) {
+        const char *name;
         int r;
 
-        r = definition_take_string(c, pointer, v, 31, &group);
+        r = definition_take_string(c, pointer, v, 31, &name);
         if (r < 0)
                 return r;
-        if (*group == 0 || (*group >= '0' && *group <= '9') || *group == '-')
-                return definition_refuse(c, pointer, "the name of a group");
-        for (const char *p = group; *p; p++)
+        if (*name == 0 || (*name >= '0' && *name <= '9') || *name == '-')
+                return definition_refuse(c, pointer, "%s", expected);
+        for (const char *p = name; *p; p++)
                 if (!(*p >= 'a' && *p <= 'z') && !(*p >= 'A' && *p <= 'Z') && !(*p >= '0' && *p <= '9') && *p != '_' && *p != '-')
-                        return definition_refuse(c, pointer, "the name of a group");
-        return take_copy(group, &d->access_group);
+                        return definition_refuse(c, pointer, "%s", expected);
+        return take_copy(name, ret);
+}
+
+static int take_owner(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        return take_account(c, pointer, v, "the name of a user", &d->owner);
+}
+
+static int take_access_group(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        return take_account(c, pointer, v, "the name of a group", &d->access_group);
+}
+
+static int take_read_group(const DefinitionCheck *c, const char *pointer, json_object *v, MachineDefinition *d) {
+        return take_account(c, pointer, v, "the name of a group", &d->read_group);
 }
 
 /* Takes ownership of text, also on error. */
@@ -281,15 +339,22 @@ static const struct {
         { "accessGroup", take_access_group },
         { "commandLine", take_command_line },
         { "credentials", take_credentials },
+        { "deviceTreeOverlay", take_device_tree_overlay },
         { "devices", definition_take_devices },
+        { "hotplugSlots", take_hotplug_slots },
         { "hugePages", take_huge_pages },
         { "initrd", take_initrd },
         { "kernel", take_kernel },
         { "memory", take_memory },
         { "onDeviceFailure", take_on_device_failure },
+        { "onFailure", take_on_failure },
         { "onPanic", take_on_panic },
         { "onReboot", take_on_reboot },
+        { "owner", take_owner },
+        { "plugin", definition_take_plugin },
         { "prefault", take_prefault },
+        { "readGroup", take_read_group },
+        { "readyWhen", take_ready_when },
         { "smbiosStrings", take_smbios_strings },
         { "stopTimeout", take_stop_timeout },
         { "vcpus", take_vcpus },
@@ -310,6 +375,66 @@ static int take_key(const DefinitionCheck *c, const char *key, json_object *v, M
                 names[i - 1] = machine_keys[i].name;
         names[ELEMENTSOF(machine_keys) - 1] = NULL;
         return definition_refuse_key(c, "", key, names, "a machine");
+}
+
+static bool has_credential(const MachineDefinition *d, const char *name) {
+        for (char **s = d->smbios_strings; s && *s; s++) {
+                const char *rest = startswith(*s, "io.systemd.credential:") ?: startswith(*s, "io.systemd.credential.binary:");
+
+                rest = rest ? startswith(rest, name) : NULL;
+                if (rest && *rest == '=')
+                        return true;
+        }
+        return false;
+}
+
+/* A vsock device hears what the guest's service manager says, which has to be told where to say it; unless somebody else is to hear it. */
+static int add_notify_socket(const DefinitionCheck *c, MachineDefinition *d) {
+        static const char name[] = "vmm.notify_socket";
+        const DeviceDefinition *device = NULL;
+        _cleanup_free_ char *pointer = NULL;
+        char *text;
+
+        for (size_t i = 0; i < d->n_devices; i++)
+                if (streq(d->devices[i].type->name, "vsock") && device_definition_boolean(&d->devices[i], "notify", true))
+                        device = &d->devices[i];
+        d->guest_notifies = device && !has_credential(d, name);
+        if (d->ready_when == READY_WHEN_GUEST && !d->guest_notifies)
+                return definition_refuse(c, "/readyWhen", "\"started\", or a vsock device by which the guest can say that it is ready");
+        if (!d->guest_notifies)
+                return 0;
+        pointer = json_pointer_join("/devices", device->name);
+        if (!pointer || asprintf(&text, "io.systemd.credential:%s=vsock-stream:2:%u", name, VSOCK_NOTIFY_PORT) < 0)
+                return -ENOMEM;
+        return add_smbios_string(c, pointer, d, text);
+}
+
+/* All but what vmmd itself does for the machine is the plugin's business. */
+static int check_plugin_alone(const DefinitionCheck *c, const MachineDefinition *d) {
+        static const char *const beside[] = { "$schema", "accessGroup", "owner", "plugin", "readGroup", "stopTimeout", "vcpus" };
+
+        json_object_object_foreach(d->json, key, value) {
+                _cleanup_free_ char *pointer = json_pointer_join("", key);
+                bool fits = false;
+
+                if (!pointer)
+                        return -ENOMEM;
+                for (size_t i = 0; i < ELEMENTSOF(beside) && !fits; i++)
+                        fits = streq(key, beside[i]);
+                if (!fits)
+                        return definition_refuse(c, pointer, "no \"%s\" beside \"plugin\", which supplies all of the machine's hardware", key);
+        }
+        return 0;
+}
+
+static int check_plugin(const DefinitionCheck *c, MachineDefinition *d) {
+        if (d->vcpus > MACHINE_PLUGIN_VCPUS_MAX)
+                return definition_refuse(c, "/vcpus", "an integer from 1 to %d beside \"plugin\"", MACHINE_PLUGIN_VCPUS_MAX);
+        d->memory = 0;
+        d->hotplug_slots = 0;
+        if (!json_object_object_get_ex(d->json, "stopTimeout", NULL))
+                d->stop_timeout_usec = USEC_PER_SEC;
+        return 0;
 }
 
 static int check_memory(const DefinitionCheck *c, const MachineDefinition *d) {
@@ -336,6 +461,40 @@ static int check_command_line(const DefinitionCheck *c, const MachineDefinition 
         return 0;
 }
 
+static int take_keys(const DefinitionCheck *c, MachineDefinition *d) {
+        json_object_object_foreach(d->json, key, value) {
+                int r = take_key(c, key, value, d);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static int take_with_plugin(const DefinitionCheck *c, MachineDefinition *d) {
+        int r;
+
+        r = check_plugin_alone(c, d);
+        if (r >= 0)
+                r = take_keys(c, d);
+        return r < 0 ? r : check_plugin(c, d);
+}
+
+static int take_machine(const DefinitionCheck *c, MachineDefinition *d) {
+        int r;
+
+        r = take_keys(c, d);
+        if (r < 0)
+                return r;
+        if (!d->kernel)
+                return definition_refuse_missing(c, "", "kernel", "the absolute path of a kernel image");
+        r = check_memory(c, d);
+        if (r >= 0)
+                r = definition_check_devices(c, d);
+        if (r >= 0)
+                r = add_notify_socket(c, d);
+        return r < 0 ? r : check_command_line(c, d);
+}
+
 int definition_from_sources(const DefinitionSources *sources, const char *name, MachineDefinition **ret,
         DefinitionError *ret_error) {
         _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
@@ -351,6 +510,7 @@ int definition_from_sources(const DefinitionSources *sources, const char *name, 
                 return -ENOMEM;
         d->memory = MIB(256);
         d->vcpus = 1;
+        d->hotplug_slots = MACHINE_HOTPLUG_SLOTS_DEFAULT;
         d->stop_timeout_usec = 90 * USEC_PER_SEC;
         d->name = strdup(name);
         d->command_line = strdup("");
@@ -360,21 +520,10 @@ int definition_from_sources(const DefinitionSources *sources, const char *name, 
         r = definition_sources_merge(sources, &d->json);
         if (r < 0)
                 return r;
-        json_object_object_foreach(d->json, key, value) {
-                r = take_key(&c, key, value, d);
-                if (r < 0)
-                        return r;
-        }
-
-        if (!d->kernel)
-                return definition_refuse_missing(&c, "", "kernel", "the absolute path of a kernel image");
-        r = check_memory(&c, d);
-        if (r < 0)
-                return r;
-        r = definition_check_devices(&c, d);
-        if (r < 0)
-                return r;
-        r = check_command_line(&c, d);
+        if (json_object_object_get_ex(d->json, "plugin", NULL))
+                r = take_with_plugin(&c, d);
+        else
+                r = take_machine(&c, d);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(d);

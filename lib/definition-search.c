@@ -25,16 +25,7 @@ static void names_done(Names *names) {
 
 /* Takes ownership of name, also on error. */
 static int names_add(Names *names, char *name) {
-        char **grown = name ? reallocarray(names->names, names->n + 2, sizeof(char *)) : NULL;
-
-        if (!grown) {
-                free(name);
-                return -ENOMEM;
-        }
-        names->names = grown;
-        grown[names->n++] = name;
-        grown[names->n] = NULL;
-        return 0;
+        return string_array_add(&names->names, &names->n, name);
 }
 
 static bool names_have(const Names *names, const char *name) {

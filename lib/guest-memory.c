@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <fcntl.h>
+#include <linux/falloc.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
@@ -60,6 +61,26 @@ int guest_memory_add(GuestMemory *memory, int fd_owned, uint64_t fd_offset, uint
                 memory->regions[at].user_address = (uint64_t) (uintptr_t) memory->regions[at].host;
         memory->n_regions++;
         return 0;
+}
+
+int guest_memory_remove(GuestMemory *memory, uint64_t guest_address, uint64_t size, uint64_t user_address) {
+        if (guest_address + size < guest_address)
+                return -EINVAL;
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                GuestRegion *r = &memory->regions[i];
+
+                if (r->guest_address != guest_address || r->size != size || r->user_address != user_address)
+                        continue;
+                (void) munmap(r->mapping, r->mapping_size);
+                r->fd = safe_close(r->fd);
+                memmove(r, r + 1, (memory->n_regions - i - 1) * sizeof(*r));
+                memory->n_regions--;
+                return 0;
+        }
+        for (size_t i = 0; i < memory->n_regions; i++)
+                if (overlaps(guest_address, size, memory->regions[i].guest_address, memory->regions[i].size))
+                        return -EINVAL;
+        return -ENOENT;
 }
 
 void guest_memory_done(GuestMemory *memory) {
@@ -127,6 +148,20 @@ int guest_memory_read_file(const GuestMemory *memory, uint64_t address, uint64_t
                         continue;
                 done = send_into(r, at, length, fd, offset);
                 return done < length ? pread_full(fd, r->host + at + done, length - done, offset + done) : 0;
+        }
+        return -EFAULT;
+}
+
+int guest_memory_release(const GuestMemory *memory, const void *p, uint64_t length) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *r = &memory->regions[i];
+                uintptr_t at = (uintptr_t) p - (uintptr_t) r->host;
+
+                if ((uintptr_t) p < (uintptr_t) r->host || !range_within(at, length, r->size))
+                        continue;
+                if (fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) (r->fd_offset + at), (off_t) length) < 0)
+                        return -errno;
+                return 0;
         }
         return -EFAULT;
 }

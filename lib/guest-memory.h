@@ -8,8 +8,8 @@
 
 #include "util.h"
 
-/* Bounded by what one vhost-user SET_MEM_TABLE can carry (vhost-user, "Memory region descriptions"). */
-#define GUEST_MEMORY_REGIONS_MAX 8
+/* More than one vhost-user SET_MEM_TABLE can carry (eight): regions can be added one by one, as a front-end does that plugs memory. */
+#define GUEST_MEMORY_REGIONS_MAX 32
 
 typedef struct GuestRegion {
         uint64_t guest_address; /* guest-physical start */
@@ -33,6 +33,9 @@ typedef struct GuestMemory {
 int guest_memory_add(GuestMemory *memory, int fd, uint64_t fd_offset, uint64_t guest_address, uint64_t size,
         uint64_t user_address);
 
+/* Unmaps and closes the region with just this place and size. -ENOENT where there is nothing at all, -EINVAL where there is something else. */
+int guest_memory_remove(GuestMemory *memory, uint64_t guest_address, uint64_t size, uint64_t user_address);
+
 /* Unmaps and closes everything; the structure can be used again. */
 void guest_memory_done(GuestMemory *memory);
 
@@ -51,6 +54,10 @@ uint64_t guest_memory_span(const GuestMemory *memory, uint64_t address, uint64_t
  * where the region's file allows: no page is zeroed first and none faults in. -EFAULT where that is not guest memory, -ENODATA where the file
  * ends before. Not for two threads at once on the same region. */
 int guest_memory_read_file(const GuestMemory *memory, uint64_t address, uint64_t length, int fd, uint64_t offset);
+
+/* Gives the memory behind [p, p + length), which lies within one region, back to the host: a hole is punched into the region's file, and whoever
+ * looks there again finds zeroes. Whole pages of the file only are worth it. */
+int guest_memory_release(const GuestMemory *memory, const void *p, uint64_t length);
 
 /* Bytes of all regions. */
 uint64_t guest_memory_size(const GuestMemory *memory);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 
+#include "json-ascii.h"
 #include "json-source.h"
 
 #define EXCERPT_MAX 60
@@ -48,22 +49,6 @@ static bool is_digit(char c) {
 
 static bool is_hex_digit(char c) {
         return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
-}
-
-/* How many bytes the UTF-8 sequence at `s` has (RFC 3629 §4: no surrogates, nothing overlong, nothing beyond U+10FFFF); 0 where it is none. */
-static size_t utf8_sequence(const char *s, size_t size) {
-        const uint8_t *b = (const uint8_t *) s;
-        size_t length = size == 0 ? 0 : b[0] < 0x80 ? 1 : b[0] < 0xc2 ? 0 : b[0] < 0xe0 ? 2 : b[0] < 0xf0 ? 3 : b[0] < 0xf5 ? 4 : 0;
-
-        if (length > size)
-                return 0;
-        for (size_t i = 1; i < length; i++)
-                if ((b[i] & 0xc0) != 0x80)
-                        return 0;
-        if ((length == 3 && ((b[0] == 0xe0 && b[1] < 0xa0) || (b[0] == 0xed && b[1] > 0x9f))) ||
-                (length == 4 && ((b[0] == 0xf0 && b[1] < 0x90) || (b[0] == 0xf4 && b[1] > 0x8f))))
-                return 0;
-        return length;
 }
 
 /* One string token, quotes included (RFC 8259 §7). */
@@ -439,7 +424,7 @@ static int parse_by_json_c(const char *text, size_t size, json_object **ret, siz
 
         if (!tokener)
                 return -ENOMEM;
-        json_tokener_set_flags(tokener, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
+        /* The scanner was strict. json-c's strict parser of version 0.18 refuses all but ASCII, and numbers of more than 64 bits. */
         root = json_tokener_parse_ex(tokener, text, (int) size + 1);
         if (!root && json_tokener_get_error(tokener) != json_tokener_success) {
                 *ret_at = MIN(json_tokener_get_parse_end(tokener), size);

@@ -65,6 +65,12 @@ static inline const char *json_get_string(json_object *from, const char *key, co
         return v ? json_object_get_string(v) : otherwise;
 }
 
+/* The caller's own; NULL where there is none, or no memory. */
+static inline char *json_dup_string(json_object *from, const char *key) {
+        const char *text = json_get_string(from, key, NULL);
+        return text ? strdup(text) : NULL;
+}
+
 static inline int64_t json_get_integer(json_object *from, const char *key, int64_t otherwise) {
         json_object *v = json_get(from, key, json_type_int);
         return v ? json_object_get_int64(v) : otherwise;

@@ -6,13 +6,12 @@
 
 #include "log.h"
 
-#define FIELDS_MAX 4
-
 static int max_level = LOG_INFO;
 static bool to_journal = false;
 static const char *program_name = "vmm";
-static char *fields[FIELDS_MAX];
+static const char *fields[LOG_FIELDS_MAX];
 static size_t n_fields = 0;
+static char **error_copy = NULL;
 
 void log_open(const char *program) {
         const char *level = getenv("VMM_LOG_LEVEL");
@@ -45,11 +44,21 @@ int log_level_from_string(const char *s) {
 }
 
 void log_add_field(const char *assignment) {
-        if (n_fields < FIELDS_MAX) {
-                char *copy = strdup(assignment);
-                if (copy)
-                        fields[n_fields++] = copy;
-        }
+        char *copy = n_fields < LOG_FIELDS_MAX ? strdup(assignment) : NULL;
+
+        if (!copy)
+                return;
+        fields[n_fields] = copy;
+        __atomic_store_n(&n_fields, n_fields + 1, __ATOMIC_RELEASE);
+}
+
+size_t log_get_fields(const char *const **ret) {
+        *ret = fields;
+        return __atomic_load_n(&n_fields, __ATOMIC_ACQUIRE);
+}
+
+void log_copy_errors(char **slot) {
+        error_copy = slot;
 }
 
 static int field(struct iovec *iov, char **slot, const char *format, ...) _printf_(3, 4);
@@ -70,7 +79,7 @@ static int field(struct iovec *iov, char **slot, const char *format, ...) {
 
 static bool send_to_journal(int level, int error, const char *message_id, const char *file, int line,
         const char *function, const char *text) {
-        struct iovec iov[8 + FIELDS_MAX];
+        struct iovec iov[8 + LOG_FIELDS_MAX];
         char *slots[8] = {};
         size_t n = 0, s = 0;
         bool sent;
@@ -92,7 +101,7 @@ static bool send_to_journal(int level, int error, const char *message_id, const 
         if (message_id && field(&iov[n], &slots[s++], "MESSAGE_ID=%s", message_id) >= 0)
                 n++;
         for (size_t i = 0; i < n_fields; i++)
-                iov[n++] = (struct iovec) { .iov_base = fields[i], .iov_len = strlen(fields[i]) };
+                iov[n++] = (struct iovec) { .iov_base = (void *) fields[i], .iov_len = strlen(fields[i]) };
 
         sent = sd_journal_sendv(iov, (int) n) >= 0;
         for (size_t i = 0; i < ELEMENTSOF(slots); i++)
@@ -107,7 +116,7 @@ int log_full(int level, int error, const char *message_id, const char *file, int
         va_list ap;
         int r;
 
-        if (level > max_level)
+        if (level > max_level && !(error_copy && level <= LOG_ERR))
                 goto finish;
 
         errno = code; /* for %m */
@@ -118,6 +127,12 @@ int log_full(int level, int error, const char *message_id, const char *file, int
                 text = NULL;
                 goto finish;
         }
+        if (error_copy && level <= LOG_ERR) {
+                free(*error_copy);
+                *error_copy = strdup(text);
+        }
+        if (level > max_level)
+                goto finish;
 
         if (!to_journal || !send_to_journal(level, code, message_id, file, line, function, text)) {
                 /* Under systemd the prefix keeps the level; on a terminal it would only disturb. No stdio: it asks what the

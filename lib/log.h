@@ -4,7 +4,7 @@
 /* Logging, for programs only: a function in lib/ or varlink/ returns an error and says nothing.
  *
  * Under systemd the message goes to the journal with the code location and, where given, a message id from
- * catalog-ids.h; elsewhere a line goes to standard error. The level limit is the one piece of global state in lib/. */
+ * catalog-ids.h; elsewhere a line goes to standard error. What is set here is the one piece of global state in lib/. */
 
 #include <stdarg.h>
 #include <syslog.h>
@@ -21,8 +21,15 @@ int log_get_max_level(void);
 /* "err", "warning", "info", "debug", … or a digit; -EINVAL otherwise. */
 int log_level_from_string(const char *s);
 
-/* Extra journal fields for every message of this process, e.g. "VMM_MACHINE=demo". At most 4; copied. */
+/* Extra journal fields for every message of this process, e.g. "VMM_MACHINE=demo". At most LOG_FIELDS_MAX; copied. */
+#define LOG_FIELDS_MAX 4
 void log_add_field(const char *assignment);
+/* How many there are, and the fields. May be called by a signal's handler. */
+size_t log_get_fields(const char *const **ret);
+
+/* From now on, what is logged as an error goes to *slot, too, in place of what was there; it is the caller's. NULL ends that. For whoever has to tell
+ * somebody else why something failed whose reason is only logged. */
+void log_copy_errors(char **slot);
 
 /* One message. `error` is 0 or a (negative or positive) errno: it becomes %m and the ERRNO= field. `message_id` is NULL or 32
  * hex digits. Returns -abs(error), so that `return log_error_errno(r, …)` reads well. */

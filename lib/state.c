@@ -10,9 +10,9 @@
 #include "state.h"
 
 #define STATE_MAGIC "VMMSTATE"
-#define STATE_FORMAT 1
 #define STATE_HEADER_SIZE 24
 #define SECTION_HEADER_SIZE 48
+#define STRING_NONE UINT32_MAX /* instead of a length */
 #define SECTION_NAME_SIZE (STATE_NAME_MAX + 1)
 
 struct StateWriter {
@@ -127,7 +127,7 @@ void state_put_u64(StateWriter *w, uint64_t v) {
 void state_put_blob(StateWriter *w, const void *data, size_t size) {
         uint8_t *p;
 
-        if (size > UINT32_MAX) {
+        if (size >= STRING_NONE) {
                 if (w->error == 0)
                         w->error = -E2BIG;
                 return;
@@ -136,6 +136,13 @@ void state_put_blob(StateWriter *w, const void *data, size_t size) {
         p = writer_field(w, size);
         if (p && size > 0)
                 memcpy(p, data, size);
+}
+
+void state_put_string(StateWriter *w, const char *s) {
+        if (s)
+                state_put_blob(w, s, strlen(s));
+        else
+                state_put_u32(w, STRING_NONE);
 }
 
 int state_end(StateWriter *w) {
@@ -345,6 +352,23 @@ const void *state_get_blob_view(StateReader *r, size_t max, size_t *ret_size) {
         return p;
 }
 
+char *state_get_string(StateReader *r, size_t max) {
+        uint32_t size = state_get_u32(r);
+        const uint8_t *p;
+        char *s = NULL;
+
+        if (size == STRING_NONE)
+                return NULL;
+        if (r->error == 0 && size > max)
+                r->error = -EBADMSG;
+        p = reader_field(r, size);
+        if (p && !memchr(p, 0, size))
+                s = strndup((const char *) p, size);
+        if (!s && r->error == 0)
+                r->error = p && !memchr(p, 0, size) ? -ENOMEM : -EBADMSG;
+        return s;
+}
+
 void state_get_blob(StateReader *r, void *data, size_t size) {
         size_t found;
         const void *p = state_get_blob_view(r, size, &found);
@@ -376,6 +400,15 @@ int state_leave(StateReader *r, char **ret_message) {
                         "State section %s.%u (version %u) has %zu bytes, expected %zu.", s->name, s->instance, s->version,
                         s->size, r->position);
         return 0;
+}
+
+bool state_reader_section(const StateReader *r, size_t index, const char **ret_name, uint32_t *ret_instance, uint32_t *ret_version) {
+        if (index >= r->n_sections)
+                return false;
+        *ret_name = r->sections[index].name;
+        *ret_instance = r->sections[index].instance;
+        *ret_version = r->sections[index].version;
+        return true;
 }
 
 int state_reader_finish(StateReader *r, char **ret_message) {

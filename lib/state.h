@@ -12,6 +12,10 @@
 #include "util.h"
 
 #define STATE_NAME_MAX 31
+/* Of what a reader takes at all. */
+#ifndef STATE_FORMAT
+#define STATE_FORMAT 1U
+#endif
 
 typedef struct StateWriter StateWriter;
 typedef struct StateReader StateReader;
@@ -26,6 +30,8 @@ void state_put_u32(StateWriter *w, uint32_t v);
 void state_put_u64(StateWriter *w, uint64_t v);
 /* A length (u32) and the bytes; read back with the same or a smaller maximum. */
 void state_put_blob(StateWriter *w, const void *data, size_t size);
+/* NULL is another string than the empty one. */
+void state_put_string(StateWriter *w, const char *s);
 /* Ends the section; 0 or the first error since state_begin(). */
 int state_end(StateWriter *w);
 /* The finished bytes, valid until the writer is freed. */
@@ -46,7 +52,11 @@ uint64_t state_get_u64(StateReader *r);
 void state_get_blob(StateReader *r, void *data, size_t size);
 /* A blob of any size up to `max`, pointing into the state's own bytes. */
 const void *state_get_blob_view(StateReader *r, size_t max, size_t *ret_size);
+/* The caller frees it; NULL where NULL was put, or where it is no string of at most `max` bytes, which state_leave() tells. */
+char *state_get_string(StateReader *r, size_t max);
 /* Leaves the section: 0, or -EBADMSG where a read went beyond it or something of it was left unread; the message names it. */
 int state_leave(StateReader *r, char **ret_message);
+/* The sections, in the order of their names and instances; false beyond the last. They need not be entered for this. */
+bool state_reader_section(const StateReader *r, size_t index, const char **ret_name, uint32_t *ret_instance, uint32_t *ret_version);
 /* At the end: 0, or -EBADMSG where a section was never entered; the message names it. */
 int state_reader_finish(StateReader *r, char **ret_message);

@@ -22,6 +22,27 @@ uint64_t now_usec(void) {
         return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / NSEC_PER_USEC;
 }
 
+char *make_one_line(char *text) {
+        for (char *p = text; p && *p; p++)
+                if ((unsigned char) *p < 0x20 || *p == 0x7f)
+                        *p = '?';
+        return text;
+}
+
+char *escape_status(const char *text) {
+        char *copy = text ? malloc(2 * strlen(text) + 1) : NULL, *p = copy;
+
+        if (!copy)
+                return NULL;
+        for (; *text; text++) {
+                if (*text == '\\')
+                        *p++ = '\\';
+                *p++ = *text;
+        }
+        *p = 0;
+        return copy;
+}
+
 int set_message(char **ret_message, int error, const char *format, ...) {
         va_list ap;
         char *text;

@@ -137,6 +137,14 @@ uint64_t now_usec(void);
  * library functions say what was wrong with somebody's input: the caller decides where it is printed. */
 int set_message(char **ret_message, int error, const char *format, ...) _printf_(3, 4);
 
+/* Somebody's text, in place: what steers a terminal, or would be a line of its own, another assignment to the service manager among them, becomes '?'. Returns
+ * its argument, which may be NULL. */
+char *make_one_line(char *text);
+
+/* For what follows "STATUS=" to the service manager, which takes a backslash for the escape of what comes next and drops it: names of units have some. A copy
+ * in which each is two, the caller's; NULL where there is no memory for it, or no text. For who cannot use notify_status(). */
+char *escape_status(const char *text);
+
 /* Reads or writes exactly `length` bytes, across short transfers and EINTR. Returns 0, a negative errno, or
  * -EPIPE / -ENODATA where the other side ended first (write / read). Blocking fds only. */
 int read_full(int fd, void *buffer, size_t length);

@@ -19,6 +19,7 @@ typedef struct RequestShape {
 #define MEMORY offsetof(VhostUserMemory, regions), sizeof(VhostUserMemory)
 #define MEM_REG sizeof(VhostUserMemRegMsg), sizeof(VhostUserMemRegMsg)
 #define CONFIG VHOST_USER_CONFIG_HEADER_SIZE, sizeof(VhostUserConfig)
+#define TRANSFER sizeof(VhostUserTransfer), sizeof(VhostUserTransfer)
 #define INFLIGHT sizeof(VhostUserInflight), ALIGN_UP(sizeof(VhostUserInflight), 8)
 
 static const RequestShape request_shapes[] = {
@@ -50,6 +51,8 @@ static const RequestShape request_shapes[] = {
         [VHOST_USER_REM_MEM_REG] = { "REM_MEM_REG", MEM_REG, 0, 1, false },
         [VHOST_USER_SET_STATUS] = { "SET_STATUS", U64, 0, 0, false },
         [VHOST_USER_GET_STATUS] = { "GET_STATUS", 0, 0, 0, 0, true },
+        [VHOST_USER_SET_DEVICE_STATE_FD] = { "SET_DEVICE_STATE_FD", TRANSFER, 1, 1, true },
+        [VHOST_USER_CHECK_DEVICE_STATE] = { "CHECK_DEVICE_STATE", 0, 0, 0, 0, true },
 };
 
 static const RequestShape *request_shape(uint32_t request) {

@@ -83,6 +83,9 @@ typedef enum VhostUserRequest {
         VHOST_USER_REM_MEM_REG = 38,
         VHOST_USER_SET_STATUS = 39,
         VHOST_USER_GET_STATUS = 40,
+        VHOST_USER_GET_SHARED_OBJECT = 41,
+        VHOST_USER_SET_DEVICE_STATE_FD = 42,
+        VHOST_USER_CHECK_DEVICE_STATE = 43,
 } VhostUserRequest;
 
 /* "Back-end message types", on the channel of SET_BACKEND_REQ_FD */
@@ -94,7 +97,11 @@ typedef enum VhostUserBackendRequest {
         VHOST_USER_BACKEND_VRING_ERR = 5,
 } VhostUserBackendRequest;
 
-#define VHOST_USER_MEMORY_REGIONS_MAX GUEST_MEMORY_REGIONS_MAX
+/* Not the specification's: a helper of ours that cannot be what it is to be says so to whoever waits for an answer, with the reason as text, and hangs up. */
+#define VHOST_USER_REFUSAL UINT32_C(0x52454655)
+#define VHOST_USER_REFUSAL_MAX 256U
+
+#define VHOST_USER_MEMORY_REGIONS_MAX 8U /* of one SET_MEM_TABLE */
 #define VHOST_USER_CONFIG_MAX 256U
 #define VHOST_USER_FDS_MAX VHOST_USER_MEMORY_REGIONS_MAX
 
@@ -145,6 +152,18 @@ typedef struct VhostUserInflight {
         uint16_t queue_size;
 } __attribute__((packed)) VhostUserInflight; /* 20 bytes on the wire; some front-ends send 24 */
 
+/* "Device state transfer parameters" */
+#define VHOST_USER_TRANSFER_DIRECTION_SAVE 0U
+#define VHOST_USER_TRANSFER_DIRECTION_LOAD 1U
+#define VHOST_USER_TRANSFER_PHASE_STOPPED 0U
+typedef struct VhostUserTransfer {
+        uint32_t direction;
+        uint32_t phase;
+} VhostUserTransfer;
+/* Of the reply to SET_DEVICE_STATE_FD: an error, and that no descriptor comes back, so that the front-end's own is used. */
+#define VHOST_USER_TRANSFER_ERROR_MASK 0xffU
+#define VHOST_USER_TRANSFER_NOFD (1U << 8)
+
 typedef union VhostUserPayload {
         uint64_t u64;
         struct vhost_vring_state state;
@@ -153,6 +172,8 @@ typedef union VhostUserPayload {
         VhostUserMemRegMsg mem_reg;
         VhostUserConfig config;
         VhostUserInflight inflight;
+        VhostUserTransfer transfer;
+        char refusal[VHOST_USER_REFUSAL_MAX]; /* header.size bytes, without a NUL */
 } __attribute__((packed)) VhostUserPayload;
 
 typedef struct VhostUserMsg {

@@ -7,6 +7,7 @@
 typedef enum HeadState {
         HEAD_FREE,
         HEAD_TAKEN,  /* by virtqueue_pop() */
+        HEAD_TAKEN_AGAIN, /* the same, from the log */
         HEAD_PUSHED, /* given back, not shown to the driver yet */
 } HeadState;
 
@@ -115,27 +116,48 @@ static void log_finish_last_batch(Virtqueue *q) {
         q->log->used_idx = q->used_idx;
 }
 
-/* Second step: what is in flight is taken again, in the order in which it was taken first. */
-static int log_collect(Virtqueue *q) {
+int queue_region_in_flight(const QueueRegionSplit *log, uint16_t num, uint16_t **ret) {
         _cleanup_free_ LogEntry *entries = NULL;
+        _cleanup_free_ uint16_t *heads = NULL;
         size_t n = 0;
 
-        entries = calloc(q->num, sizeof(LogEntry));
-        q->resubmit = calloc(q->num, sizeof(uint16_t));
-        if (!entries || !q->resubmit)
+        if (log->version != QUEUE_REGION_VERSION || log->features != 0 || log->desc_num != num)
+                return -EBADMSG;
+        entries = calloc(num, sizeof(LogEntry));
+        heads = calloc(num, sizeof(uint16_t));
+        if (!entries || !heads)
                 return -ENOMEM;
-
-        for (uint16_t i = 0; i < q->num; i++)
-                if (q->log->desc[i].inflight != 0)
-                        entries[n++] = (LogEntry) { .counter = q->log->desc[i].counter, .head = i };
-        if (n == 0)
-                return 0;
-
+        for (uint16_t i = 0; i < num; i++)
+                if (log->desc[i].inflight != 0)
+                        entries[n++] = (LogEntry) { .counter = log->desc[i].counter, .head = i };
         qsort(entries, n, sizeof(LogEntry), compare_log_entries);
         for (size_t i = 0; i < n; i++)
-                q->resubmit[i] = entries[i].head;
-        q->n_resubmit = n;
-        q->counter = entries[n - 1].counter + 1;
+                heads[i] = entries[i].head;
+        *ret = TAKE_PTR(heads);
+        return (int) n;
+}
+
+int queue_region_fill(QueueRegionSplit *log, uint16_t num, uint16_t used_idx, const uint16_t *heads, size_t n) {
+        log->version = QUEUE_REGION_VERSION;
+        log->desc_num = num;
+        log->used_idx = used_idx;
+        for (size_t i = 0; i < n; i++) {
+                if (heads[i] >= num || log->desc[heads[i]].inflight != 0)
+                        return -EINVAL;
+                log->desc[heads[i]].counter = i;
+                log->desc[heads[i]].inflight = 1;
+        }
+        return 0;
+}
+
+/* Second step: what is in flight is taken again, in the order in which it was taken first. */
+static int log_collect(Virtqueue *q) {
+        int n = queue_region_in_flight(q->log, q->num, &q->resubmit);
+
+        if (n <= 0)
+                return n;
+        q->n_resubmit = (size_t) n;
+        q->counter = q->log->desc[q->resubmit[n - 1]].counter + 1;
         return 0;
 }
 
@@ -148,7 +170,11 @@ static int log_open_region(Virtqueue *q, const VirtqueueSetup *setup) {
                 return -EBADMSG;
         q->log = setup->log;
 
-        if (q->log->version == 0) {
+        if (q->log->version != 0 && (q->log->version != QUEUE_REGION_VERSION || q->log->features != 0))
+                return -EBADMSG;
+        /* Also where it is of a queue of another size: a driver has made it anew, as an operating system does after its firmware, and all rings were
+         * stopped in between. */
+        if (q->log->version == 0 || q->log->desc_num != q->num) {
                 memset(q->log, 0, sizeof(QueueRegionSplit) + q->num * sizeof(DescStateSplit));
                 q->log->desc_num = q->num;
                 q->log->used_idx = q->used_idx;
@@ -156,8 +182,6 @@ static int log_open_region(Virtqueue *q, const VirtqueueSetup *setup) {
                 q->log->version = QUEUE_REGION_VERSION;
                 return 0;
         }
-        if (q->log->version != QUEUE_REGION_VERSION || q->log->features != 0 || q->log->desc_num != q->num)
-                return -EBADMSG;
 
         log_finish_last_batch(q);
         r = log_collect(q);
@@ -213,6 +237,18 @@ Virtqueue *virtqueue_free(Virtqueue *q) {
 
 void virtqueue_set_call_fd(Virtqueue *q, int fd) {
         q->call_fd = fd;
+}
+
+uint16_t virtqueue_next_used(const Virtqueue *q) {
+        return (uint16_t) (q->used_idx + q->n_pushed);
+}
+
+bool virtqueue_resumes(const Virtqueue *q) {
+        return q->at_resubmit < q->n_resubmit;
+}
+
+bool virtqueue_taken_again(const Virtqueue *q, const VirtqueueChain *chain) {
+        return q->heads[chain->head] == HEAD_TAKEN_AGAIN;
 }
 
 uint16_t virtqueue_num(const Virtqueue *q) {
@@ -363,9 +399,10 @@ static int next_head(Virtqueue *q, uint16_t *ret) {
 
 /* Notes that `head` is in flight: from here on a restart takes it again. */
 static void head_taken(Virtqueue *q, uint16_t head) {
-        if (q->at_resubmit < q->n_resubmit)
+        if (q->at_resubmit < q->n_resubmit) {
                 q->at_resubmit++;
-        else {
+                q->heads[head] = HEAD_TAKEN_AGAIN;
+        } else {
                 if (q->log) {
                         q->log->desc[head].counter = q->counter++;
                         log_barrier();
@@ -373,8 +410,8 @@ static void head_taken(Virtqueue *q, uint16_t head) {
                         log_barrier();
                 }
                 q->last_avail++;
+                q->heads[head] = HEAD_TAKEN;
         }
-        q->heads[head] = HEAD_TAKEN;
         q->n_in_flight++;
 }
 
@@ -399,11 +436,28 @@ int virtqueue_pop(Virtqueue *q, VirtqueueChain *chain) {
         return 1;
 }
 
+void virtqueue_unpop(Virtqueue *q, const VirtqueueChain *chain) {
+        uint16_t head = chain->head;
+
+        assert(head < q->num && (q->heads[head] == HEAD_TAKEN || q->heads[head] == HEAD_TAKEN_AGAIN));
+        if (q->heads[head] == HEAD_TAKEN_AGAIN)
+                q->at_resubmit--; /* in flight as it was before we came */
+        else {
+                q->last_avail--;
+                if (q->log) {
+                        log_barrier();
+                        q->log->desc[head].inflight = 0;
+                }
+        }
+        q->heads[head] = HEAD_FREE;
+        q->n_in_flight--;
+}
+
 void virtqueue_push(Virtqueue *q, const VirtqueueChain *chain, uint32_t written) {
         struct vring_used_elem *e = &q->used->ring[(uint16_t) (q->used_idx + q->n_pushed) & (q->num - 1)];
         uint16_t head = chain->head;
 
-        assert(head < q->num && q->heads[head] == HEAD_TAKEN);
+        assert(head < q->num && (q->heads[head] == HEAD_TAKEN || q->heads[head] == HEAD_TAKEN_AGAIN));
         e->id = head;
         e->len = written;
         if (q->log) {
@@ -473,6 +527,45 @@ bool virtqueue_want_kicks(Virtqueue *q) {
                 __atomic_store_n(&q->used->flags, 0, __ATOMIC_RELAXED);
         __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the wish is out before the last look (§2.7.10) */
         return virtqueue_pending(q);
+}
+
+static bool is_wanted(const VirtqueueServer *server, void *userdata) {
+        return !server->wanted || server->wanted(userdata);
+}
+
+int virtqueue_serve(Virtqueue *q, VirtqueueChain *chain, const VirtqueueServer *server, void *userdata) {
+        unsigned served = 0;
+        int r = 0;
+
+        do {
+                virtqueue_suppress_kicks(q); /* for good, where nothing is wanted */
+                while (served < server->max && is_wanted(server, userdata) && (r = virtqueue_pop(q, chain)) > 0) {
+                        virtqueue_push(q, chain, server->serve(chain, userdata));
+                        served++;
+                }
+                virtqueue_notify(q);
+                if (r < 0)
+                        return r;
+                if (served >= server->max) {
+                        (void) virtqueue_want_kicks(q); /* not everybody does call again */
+                        return 1;
+                }
+        } while (is_wanted(server, userdata) && virtqueue_want_kicks(q));
+        return 0;
+}
+
+uint16_t virtqueue_offered(const Virtqueue *q) {
+        return read_acquire16(&q->avail->idx);
+}
+
+bool virtqueue_want_kicks_beyond(Virtqueue *q, uint16_t offered) {
+        /* §2.7.10: the driver kicks when it makes the entry of this index available, which is the next one. */
+        if (q->event_idx)
+                __atomic_store_n(avail_event(q), offered, __ATOMIC_RELAXED);
+        else
+                __atomic_store_n(&q->used->flags, 0, __ATOMIC_RELAXED);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the wish is out before the last look */
+        return (int16_t) (virtqueue_offered(q) - offered) > 0;
 }
 
 bool virtqueue_pending(Virtqueue *q) {

@@ -50,6 +50,12 @@ static inline uint64_t queue_region_size(uint16_t num) {
         return ALIGN_UP(sizeof(QueueRegionSplit) + (uint64_t) num * sizeof(DescStateSplit), UINT64_C(64));
 }
 
+/* What the log of a queue of `num` has as in flight while nobody serves it, in the order in which it was taken: returns how many heads, of which *ret is an array that the caller
+ * frees. -EBADMSG where it is of another queue. */
+int queue_region_in_flight(const QueueRegionSplit *log, uint16_t num, uint16_t **ret);
+/* The way back, into a log that is all zeroes: `used_idx` is that of the used ring. -EINVAL where a head is none of the queue's, or there twice. */
+int queue_region_fill(QueueRegionSplit *log, uint16_t num, uint16_t used_idx, const uint16_t *heads, size_t n);
+
 typedef struct VirtqueueSetup {
         uint16_t num;                           /* a power of two, 1 … VIRTQUEUE_NUM_MAX */
         uint64_t desc_user_addr;                /* in the front-end's address space, as vhost-user has it */
@@ -86,6 +92,10 @@ void virtqueue_set_call_fd(Virtqueue *q, int fd);
 int virtqueue_pop(Virtqueue *q, VirtqueueChain *chain);
 void virtqueue_chain_done(VirtqueueChain *chain);
 
+/* As if the chain had not been taken: the next virtqueue_pop() finds it again. Only for the one taken last of those that are not given back;
+ * then for the one before it, and so on. */
+void virtqueue_unpop(Virtqueue *q, const VirtqueueChain *chain);
+
 /* Gives a chain back, `written` bytes of its writable part being written. The driver sees it at the next virtqueue_notify(). */
 void virtqueue_push(Virtqueue *q, const VirtqueueChain *chain, uint32_t written);
 /* Shows the driver everything pushed so far with one update of the index, and signals it if it asked for that. */
@@ -96,6 +106,29 @@ void virtqueue_suppress_kicks(Virtqueue *q);
 bool virtqueue_want_kicks(Virtqueue *q);
 /* Whether a chain is waiting. */
 bool virtqueue_pending(Virtqueue *q);
+
+/* How many chains the driver has made available in all, modulo 2^16: also those that nobody has taken yet. */
+uint16_t virtqueue_offered(const Virtqueue *q);
+/* For who waits for a driver to come back with a buffer while others lie ready: asks for a kick at the first chain beyond the `offered` ones. Returns
+ * whether there is one already. Not together with virtqueue_want_kicks(), which asks for something else. */
+bool virtqueue_want_kicks_beyond(Virtqueue *q, uint16_t offered);
+
+/* The same way to drain a queue for who is done with each chain at once. */
+typedef struct VirtqueueServer {
+        bool (*wanted)(void *userdata);                             /* whether there is something to do for a chain; NULL: always */
+        uint32_t (*serve)(VirtqueueChain *chain, void *userdata);   /* returns how many bytes were written */
+        unsigned max;                                               /* chains, before others have their turn */
+} VirtqueueServer;
+
+/* 1 where it stopped early and has to be called again, 0 where the next kick is soon enough, or what virtqueue_pop() said. */
+int virtqueue_serve(Virtqueue *q, VirtqueueChain *chain, const VirtqueueServer *server, void *userdata);
+
+/* For a device that gives chains back in the order in which it takes them: the index in the used ring of the one that is given back next. With that it can
+ * note what it has done of a chain that was taken but not shown to the driver when it died. */
+uint16_t virtqueue_next_used(const Virtqueue *q);
+/* Whether there are chains that a predecessor had taken and nobody has taken again; and whether this one, not given back yet, was such. */
+bool virtqueue_resumes(const Virtqueue *q);
+bool virtqueue_taken_again(const Virtqueue *q, const VirtqueueChain *chain);
 
 uint16_t virtqueue_num(const Virtqueue *q);
 /* Chains taken and not given back. */
