@@ -2,12 +2,10 @@
 
 /* One call: what may be in it, whether it may be made, and its answers. */
 
+#include <stdarg.h>
 #include <stdio.h>
 
 #include "server-internal.h"
-
-/* How every user and group looks that our user namespace does not map (user_namespaces(7)): no identity to grant anything to. */
-#define OVERFLOW_ID 65534
 
 /* What of a peer's own text is sent back to him, at most. */
 #define ECHO_MAX 256
@@ -60,7 +58,7 @@ static int take_parameters(VarlinkCall *call, json_object *value) {
 }
 
 /* The members of a call are few and known; only names of somebody's own domain may be added (varlink.org, "Method Call"). */
-static int take_member(VarlinkCall *call, const char *key, json_object *value, bool *upgrade) {
+static int take_member(VarlinkCall *call, const char *key, json_object *value) {
         if (streq(key, "method")) {
                 if (!json_object_is_type(value, json_type_string))
                         return -EBADMSG;
@@ -74,27 +72,24 @@ static int take_member(VarlinkCall *call, const char *key, json_object *value, b
         if (streq(key, "oneway"))
                 return take_flag(value, &call->oneway);
         if (streq(key, "upgrade"))
-                return take_flag(value, upgrade);
+                return take_flag(value, &call->upgrade);
         return strchr(key, '.') ? 0 : -EBADMSG;
 }
 
 static int call_parse(VarlinkCall *call) {
-        bool upgrade = false;
         const char *dot;
         int r;
 
         json_object_object_foreach(call->message.json, key, value) {
-                r = take_member(call, key, value, &upgrade);
+                r = take_member(call, key, value);
                 if (r < 0)
                         return r;
         }
-        if (!call->method || (call->oneway && call->more))
+        /* Each of them says what answers there will be, so any two contradict each other. */
+        if (!call->method || call->oneway + call->more + call->upgrade > 1)
                 return -EBADMSG;
         dot = strrchr(call->method, '.');
         if (!dot || dot == call->method || dot[1] == 0)
-                return -EBADMSG;
-        /* No method of ours changes the protocol, and to go on in the old one would not be understood. */
-        if (upgrade)
                 return -EBADMSG;
         if (!call->parameters)
                 call->parameters = json_object_new_object();
@@ -125,6 +120,20 @@ int call_new(Connection *c, VarlinkMessage *message, VarlinkCall **ret) {
 }
 
 /* ---- dispatch ---- */
+
+static void call_finish(VarlinkCall *call) {
+        Connection *c = call->connection;
+
+        call->answered = true;
+        call->authorizing = false;
+        call->closed = NULL;
+        call->drained = NULL;
+        if (c->current != call)
+                return;
+        c->current = NULL;
+        if (c->server)
+                (void) connection_schedule(c);
+}
 
 static int error_with_name(VarlinkCall *call, const char *error_id, const char *key, const char *name) {
         _cleanup_json_ json_object *parameters = json_object_new_object();
@@ -159,65 +168,125 @@ static int check_parameters(VarlinkCall *call) {
 
         r = varlink_type_check(call->interface->idl, &call->symbol->type, call->parameters, &where);
         if (r != -EINVAL)
-                return r;
+                return r < 0 ? r : 1;
         r = varlink_call_error_invalid_parameter(call, where ?: "");
-        return r < 0 ? r : 1;
+        return r < 0 ? r : 0;
 }
 
-/* Everything before the callback. Returns the method, or NULL where the call was answered (or could not be: *ret_error). */
-static const VarlinkMethod *admit(VarlinkCall *call, int *ret_error) {
+/* Finds out what is called. Returns > 0, or 0 where that does not exist and the call was told so. */
+static int find_method(VarlinkCall *call) {
         const char *name = strrchr(call->method, '.') + 1;
-        const VarlinkMethod *m;
+        int r;
 
         call->interface = server_find_interface(call->connection->server, call->method, (size_t) (name - 1 - call->method));
         if (!call->interface) {
                 _cleanup_free_ char *interface = strndup(call->method, (size_t) (name - 1 - call->method));
-                *ret_error = !interface ? -ENOMEM :
+                r = !interface ? -ENOMEM :
                         error_with_name(call, "org.varlink.service.InterfaceNotFound", "interface", interface);
-                return NULL;
+                return r < 0 ? r : 0;
         }
         call->symbol = varlink_interface_find(call->interface->idl, VARLINK_SYMBOL_METHOD, name);
-        if (!call->symbol) {
-                *ret_error = error_with_name(call, "org.varlink.service.MethodNotFound", "method", call->method);
-                return NULL;
-        }
-        m = find_implementation(call->interface, name);
-        if (!m) {
-                *ret_error = error_with_name(call, "org.varlink.service.MethodNotImplemented", "method", call->method);
-                return NULL;
-        }
-        if (m->flags & VARLINK_METHOD_PRIVILEGED) {
-                int r = varlink_call_is_privileged(call);
-                if (r <= 0) {
-                        *ret_error = r < 0 ? r : -EACCES;
-                        return NULL;
-                }
-        }
-        if ((m->flags & VARLINK_METHOD_REQUIRES_MORE) && !call->more) {
-                *ret_error = varlink_call_error(call, "org.varlink.service.ExpectedMore", NULL);
-                return NULL;
-        }
-        *ret_error = check_parameters(call);
-        return *ret_error == 0 ? m : NULL;
+        call->implementation = call->symbol ? find_implementation(call->interface, name) : NULL;
+        if (call->implementation)
+                return 1;
+        r = error_with_name(call, call->symbol ? "org.varlink.service.MethodNotImplemented" : "org.varlink.service.MethodNotFound",
+                "method", call->method);
+        return r < 0 ? r : 0;
 }
 
-int call_dispatch(VarlinkCall *call) {
-        Connection *c = call->connection;
-        const VarlinkMethod *m;
-        int r = 0;
+/* Whether the call has what the method's flags ask for. Returns > 0, or 0 where it was told what is missing. */
+static int check_flags(VarlinkCall *call) {
+        VarlinkMethodFlags flags = call->implementation->flags;
+        int r;
 
-        if (!call->oneway)
-                c->current = call;
-        m = admit(call, &r);
-        if (m)
-                r = m->callback(call, call->parameters, call->interface->userdata);
+        if (flags & VARLINK_METHOD_PRIVILEGED) {
+                VarlinkServer *s = call->connection->server;
+
+                r = s->authorize ? s->authorize(call, 0, s->authorize_userdata) : varlink_call_is_privileged(call);
+                if (r <= 0)
+                        return r < 0 ? r : -EACCES;
+        }
+        if ((flags & VARLINK_METHOD_REQUIRES_MORE) && !call->more)
+                r = varlink_call_error(call, "org.varlink.service.ExpectedMore", NULL);
+        else if ((flags & VARLINK_METHOD_UPGRADES) && !call->upgrade)
+                r = varlink_call_error(call, "org.varlink.service.ExpectedUpgrade", NULL);
+        else if (call->upgrade && !(flags & VARLINK_METHOD_UPGRADES))
+                /* An ordinary reply would be taken for the end of the protocol. */
+                r = varlink_call_error_invalid_parameter(call, "upgrade");
+        else
+                return 1;
+        return r < 0 ? r : 0;
+}
+
+/* Returns > 0 where the call may be made, 0 where that is not known yet or the call was answered. */
+static int authorize(VarlinkCall *call) {
+        VarlinkServer *s = call->connection->server;
+        unsigned right = call->implementation->right;
+        int r;
+
+        if (right == 0)
+                return 1;
+        if (!s->authorize) {
+                r = varlink_call_is_privileged(call);
+                return r == 0 ? -EACCES : r;
+        }
+        call->authorizing = true;
+        r = s->authorize(call, right, s->authorize_userdata);
+        /* It may have admitted or answered it by itself, or the connection is gone. */
+        if (!call->authorizing || call->answered || !call->connection->server)
+                return 0;
+        if (r == -EINPROGRESS)
+                return 0;
+        call->authorizing = false;
+        return r == 0 ? -EACCES : r;
+}
+
+/* Everything before the callback, which may run where this returns > 0. */
+static int call_check(VarlinkCall *call) {
+        int r;
+
+        r = find_method(call);
+        if (r > 0)
+                r = check_flags(call);
+        if (r > 0)
+                r = check_parameters(call);
+        return r > 0 ? authorize(call) : r;
+}
+
+/* Calls back where r > 0. Negative only where the connection is to be closed. */
+static int call_settle(VarlinkCall *call, int r) {
+        if (r > 0)
+                r = call->implementation->callback(call, call->parameters, call->interface->userdata);
         if (r < 0 && !call->answered)
                 r = varlink_call_error_errno(call, r);
         /* Nobody waits for it, so it is over when the callback is, whoever still holds it. */
-        if (call->oneway)
-                call->answered = true;
+        if (call->oneway && !call->authorizing && !call->answered)
+                call_finish(call);
         /* Where not even the error could be queued, nothing orderly can follow on this connection. */
-        return r < 0 && !call->answered && c->server ? r : 0;
+        return r < 0 && !call->answered && call->connection->server ? r : 0;
+}
+
+int call_dispatch(VarlinkCall *call) {
+        /* Also a oneway call: while it is not known whether it may be made, none behind it is made. */
+        call->connection->current = call;
+        return call_settle(call, call_check(call));
+}
+
+int varlink_call_admit(VarlinkCall *call) {
+        Connection *c = call->connection;
+
+        if (!call->authorizing)
+                return -EALREADY;
+        call->authorizing = false;
+        /* What the authorizer wanted to know is of no interest to the method. */
+        call->closed = NULL;
+        if (!c->server)
+                return 0;
+        call = varlink_call_ref(call);
+        if (call_settle(call, 1) < 0)
+                connection_close(c);
+        (void) varlink_call_unref(call);
+        return 0;
 }
 
 void call_abandon(VarlinkCall *call) {
@@ -239,13 +308,6 @@ static void drop_fds(VarlinkCall *call) {
         call->n_fds = 0;
 }
 
-static void call_finish(VarlinkCall *call) {
-        call->answered = true;
-        call->closed = NULL;
-        if (call->connection->current == call)
-                call->connection->current = NULL;
-}
-
 /* Builds the reply object around the parameters, which are shared, not copied. */
 static int make_reply(const char *error_id, json_object *parameters, bool continues, json_object **ret) {
         _cleanup_json_ json_object *reply = json_object_new_object();
@@ -262,6 +324,12 @@ static int make_reply(const char *error_id, json_object *parameters, bool contin
                 return r;
         *ret = TAKE_PTR(reply);
         return 0;
+}
+
+/* A call that goes on for long does not keep what nobody took: it could be the other end of its own connection, which then never ended. */
+static void drop_received_fds(VarlinkCall *call) {
+        for (size_t i = 0; i < call->message.n_fds; i++)
+                call->message.fds[i] = safe_close(call->message.fds[i]);
 }
 
 static int call_send(VarlinkCall *call, const char *error_id, json_object *parameters, bool final) {
@@ -281,14 +349,44 @@ static int call_send(VarlinkCall *call, const char *error_id, json_object *param
         r = make_reply(error_id, parameters, !final, &reply);
         if (r < 0)
                 return r;
-        r = varlink_stream_queue(&c->stream, reply, call->fds, call->n_fds);
+        r = varlink_channel_queue(&c->channel, reply, call->fds, call->n_fds);
         if (r < 0)
                 return r;
         call->n_fds = 0;
+        drop_received_fds(call);
         if (final)
                 call_finish(call);
         connection_kick(c);
         return 0;
+}
+
+int call_send_buffer(VarlinkCall *call, VarlinkBuffer *buffer, bool final) {
+        Connection *c = call->connection;
+        int r;
+
+        if (call->answered)
+                return -EALREADY;
+        if (!c->server)
+                return -ENOTCONN;
+        r = varlink_channel_queue_buffer(&c->channel, buffer, NULL, 0);
+        if (r < 0)
+                return r;
+        drop_received_fds(call);
+        if (final)
+                call_finish(call);
+        /* Where the connection is broken, or full, its next turn sees that. */
+        if (varlink_channel_flush(&c->channel) < 0)
+                (void) connection_schedule(c);
+        return 0;
+}
+
+bool call_is_behind(VarlinkCall *call) {
+        return call->connection->channel.out;
+}
+
+void call_on_drained(VarlinkCall *call, void (*drained)(VarlinkCall *call, void *userdata), void *userdata) {
+        call->drained = drained;
+        call->drained_userdata = userdata;
 }
 
 /* io.systemd.System is how systemd's programs pass an errno on, so its tools show it in words. `field` is for our own mistakes. */
@@ -339,11 +437,22 @@ static int check_answer(VarlinkCall *call, const VarlinkInterface *i, const Varl
         return r == -EINVAL ? own_mistake(call, where ?: "") : r;
 }
 
+int call_check_output(VarlinkCall *call, json_object *parameters) {
+        int r;
+
+        if (!call->connection->server)
+                return -ENOTCONN;
+        r = call->symbol ? varlink_type_check(call->interface->idl, &call->symbol->output, parameters, NULL) : -EINVAL;
+        return r == -EINVAL ? -EPROTO : r;
+}
+
 static int reply_checked(VarlinkCall *call, json_object *parameters, bool final) {
         int r;
 
         if (call->answered)
                 return -EALREADY;
+        if (call->upgrade && call->connection->server)
+                return own_mistake(call, "upgrade");
         /* The text is the server's: without it there is nobody to answer to, either. */
         if (call->connection->server) {
                 r = call->symbol ? check_answer(call, call->interface->idl, &call->symbol->output, parameters) : -EINVAL;
@@ -362,9 +471,15 @@ int varlink_call_reply_continues(VarlinkCall *call, json_object *parameters) {
 
         if (!call->more)
                 return -EOPNOTSUPP;
-        if (c->server && c->stream.out_size > c->server->limits.write_queue)
+        if (c->server && c->channel.out_size > c->server->limits.write_queue)
                 return -ENOBUFS;
         return reply_checked(call, parameters, false);
+}
+
+/* Errors that any method may answer and that no text of ours defines so: systemd's own, and what goes beyond the specification's. */
+static bool is_known_elsewhere(const char *error_id, const ServerInterface *i) {
+        return (!i && startswith(error_id, "io.systemd.")) || streq(error_id, "org.varlink.service.ExpectedUpgrade") ||
+                streq(error_id, "org.varlink.service.PermissionDenied");
 }
 
 int varlink_call_error(VarlinkCall *call, const char *error_id, json_object *parameters) {
@@ -376,9 +491,8 @@ int varlink_call_error(VarlinkCall *call, const char *error_id, json_object *par
 
         if (call->answered)
                 return -EALREADY;
-        /* systemd's own errors are documented elsewhere. */
-        if (s && !startswith(error_id, "io.systemd.")) {
-                i = dot ? server_find_interface(s, error_id, (size_t) (dot - error_id)) : NULL;
+        i = s && dot ? server_find_interface(s, error_id, (size_t) (dot - error_id)) : NULL;
+        if (s && !is_known_elsewhere(error_id, i)) {
                 symbol = i ? varlink_interface_find(i->idl, VARLINK_SYMBOL_ERROR, dot + 1) : NULL;
                 if (!symbol)
                         return own_mistake(call, error_id);
@@ -388,6 +502,47 @@ int varlink_call_error(VarlinkCall *call, const char *error_id, json_object *par
         }
         drop_fds(call);
         return call_send(call, error_id, parameters, true);
+}
+
+int varlink_call_error_denied(VarlinkCall *call, const char *format, ...) {
+        _cleanup_json_ json_object *parameters = json_object_new_object();
+        _cleanup_free_ char *reason = NULL;
+        va_list arguments;
+        int r;
+
+        va_start(arguments, format);
+        r = vasprintf(&reason, format, arguments);
+        va_end(arguments);
+        if (r < 0) {
+                reason = NULL;
+                return -ENOMEM;
+        }
+        r = parameters ? json_add_string(parameters, "reason", reason) : -ENOMEM;
+        return r < 0 ? r : varlink_call_error(call, "org.varlink.service.PermissionDenied", parameters);
+}
+
+int varlink_call_reply_upgrade(VarlinkCall *call, json_object *parameters, VarlinkUpgraded upgraded, void *userdata) {
+        Connection *c = call->connection;
+        VarlinkClosed closed = call->closed;
+        int r;
+
+        if (call->answered)
+                return -EALREADY;
+        if (!call->upgrade)
+                return -EOPNOTSUPP;
+        if (c->server) {
+                r = check_answer(call, call->interface->idl, &call->symbol->output, parameters);
+                if (r < 0)
+                        return r;
+        }
+        r = call_send(call, NULL, parameters, true);
+        if (r < 0)
+                return r;
+        c->upgrading = varlink_call_ref(call);
+        c->upgraded = upgraded;
+        c->upgraded_userdata = userdata;
+        call->closed = closed;
+        return 0;
 }
 
 /* ---- descriptors ---- */
@@ -422,6 +577,10 @@ json_object *varlink_call_parameters(VarlinkCall *call) {
 
 bool varlink_call_wants_more(VarlinkCall *call) {
         return call->more;
+}
+
+bool varlink_call_wants_upgrade(VarlinkCall *call) {
+        return call->upgrade;
 }
 
 bool varlink_call_is_oneway(VarlinkCall *call) {
@@ -459,11 +618,23 @@ int varlink_call_is_privileged(VarlinkCall *call) {
 
         if (!s)
                 return -ENOTCONN;
-        if (s->authorize)
-                return s->authorize(call, s->authorize_userdata);
         if (uid == 0 || (uid == s->uid && uid != (uid_t) -1 && uid != OVERFLOW_ID))
                 return 1;
         return varlink_call_peer_in_group(call, s->access_group);
+}
+
+unsigned varlink_call_granted(VarlinkCall *call) {
+        return call->connection->granted;
+}
+
+void varlink_call_grant(VarlinkCall *call, unsigned rights) {
+        call->connection->granted |= rights;
+        if (call->connection->server)
+                (void) connection_set_priority(call->connection);
+}
+
+int varlink_call_peer_fd(VarlinkCall *call) {
+        return call->connection->server ? call->connection->channel.fd : -ENOTCONN;
 }
 
 void varlink_call_on_close(VarlinkCall *call, VarlinkClosed closed, void *userdata) {

@@ -20,12 +20,14 @@ typedef struct Pending {
 
 struct VarlinkClient {
         unsigned n_ref;
-        VarlinkStream stream;
+        VarlinkChannel channel;
         int dead; /* the errno that ended the connection, 0 while it lives */
         uint64_t timeout_usec;
         VarlinkMessage reply; /* the latest one, for its descriptors */
         int *fds;             /* for the next call */
         size_t n_fds;
+        bool receiving;          /* between varlink_client_call_more() and the last reply */
+        uint64_t receive_until;  /* when the next of these must be here */
 
         sd_event *event;
         sd_event_source *io, *timer;
@@ -61,7 +63,7 @@ int varlink_client_new_fd(int fd, VarlinkClient **ret) {
         c->n_ref = 1;
         c->timeout_usec = VARLINK_CLIENT_TIMEOUT_DEFAULT;
         c->pending_tail = &c->pending;
-        r = varlink_stream_open(&c->stream, fd);
+        r = varlink_channel_open(&c->channel, fd);
         if (r < 0) {
                 (void) varlink_client_unref(c);
                 return r;
@@ -70,21 +72,36 @@ int varlink_client_new_fd(int fd, VarlinkClient **ret) {
         return 0;
 }
 
-int varlink_client_connect(const char *path, VarlinkClient **ret) {
+/* unix(7): the timeout for sending is also that for connecting, of a socket that blocks. */
+static int limit_connecting(int fd, uint64_t usec) {
+        struct timeval timeout = { .tv_sec = (time_t) (usec / USEC_PER_SEC), .tv_usec = (suseconds_t) (usec % USEC_PER_SEC) };
+
+        return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0 ? -errno : 0;
+}
+
+int varlink_client_connect_within(const char *path, uint64_t usec, VarlinkClient **ret) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int fd = -EBADF;
+        int r;
 
         if (strlen(path) >= sizeof(address.sun_path))
                 return -ENAMETOOLONG;
         memcpy(address.sun_path, path, strlen(path));
 
-        /* Non-blocking from the start: connect(2) would wait while the server's backlog is full. */
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        /* Non-blocking from the start where it may not wait: connect(2) does while the server's backlog is full. */
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (usec == 0 ? SOCK_NONBLOCK : 0), 0);
         if (fd < 0)
                 return -errno;
+        r = usec == 0 ? 0 : limit_connecting(fd, usec);
+        if (r < 0)
+                return r;
         if (connect(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
                 return -errno;
         return varlink_client_new_fd(TAKE_FD(fd), ret);
+}
+
+int varlink_client_connect(const char *path, VarlinkClient **ret) {
+        return varlink_client_connect_within(path, 0, ret);
 }
 
 VarlinkClient *varlink_client_ref(VarlinkClient *c) {
@@ -98,7 +115,7 @@ static void disconnect(VarlinkClient *c, int error) {
                 c->dead = error;
         c->io = sd_event_source_disable_unref(c->io);
         c->timer = sd_event_source_disable_unref(c->timer);
-        varlink_stream_done(&c->stream);
+        varlink_channel_done(&c->channel);
 }
 
 VarlinkClient *varlink_client_unref(VarlinkClient *c) {
@@ -157,7 +174,7 @@ static int queue_call(VarlinkClient *c, const char *method, json_object *paramet
         if (r >= 0 && flag)
                 r = json_add_boolean(call, flag, true);
         if (r >= 0)
-                r = varlink_stream_queue(&c->stream, call, c->fds, c->n_fds);
+                r = varlink_channel_queue(&c->channel, call, c->fds, c->n_fds);
         if (r < 0)
                 return r;
         c->n_fds = 0;
@@ -191,7 +208,7 @@ static int parse_reply(json_object *json, const char **ret_error_id, json_object
 
 static int wait_for(VarlinkClient *c, short events, uint64_t until) {
         for (;;) {
-                struct pollfd p = { .fd = c->stream.fd, .events = events };
+                struct pollfd p = { .fd = c->channel.fd, .events = events };
                 uint64_t now = now_usec();
                 int timeout = -1, r;
 
@@ -211,7 +228,7 @@ static int flush_blocking(VarlinkClient *c, uint64_t until) {
         int r;
 
         for (;;) {
-                r = varlink_stream_flush(&c->stream);
+                r = varlink_channel_flush(&c->channel);
                 if (r != -EAGAIN)
                         return r;
                 r = wait_for(c, POLLOUT, until);
@@ -225,10 +242,10 @@ static int receive_blocking(VarlinkClient *c, uint64_t until) {
 
         varlink_message_done(&c->reply);
         for (;;) {
-                r = varlink_stream_next(&c->stream, &c->reply);
+                r = varlink_channel_next(&c->channel, &c->reply);
                 if (r != 0)
                         return r == -EBADMSG ? -EPROTO : r;
-                r = varlink_stream_read(&c->stream);
+                r = varlink_channel_read(&c->channel);
                 if (r == 0)
                         return -ECONNRESET;
                 if (r == -EAGAIN)
@@ -238,25 +255,34 @@ static int receive_blocking(VarlinkClient *c, uint64_t until) {
         }
 }
 
-int varlink_client_call(VarlinkClient *c, const char *method, json_object *parameters, json_object **ret_reply,
-        char **ret_error_id) {
-        uint64_t until = deadline(c);
+/* Sends a call and waits until it is on its way. */
+static int send_blocking(VarlinkClient *c, const char *method, json_object *parameters, const char *flag, uint64_t until) {
+        int r;
+
+        if (c->event || c->receiving)
+                return -EBUSY;
+        r = queue_call(c, method, parameters, flag);
+        if (r < 0)
+                return r;
+        r = flush_blocking(c, until);
+        if (r < 0)
+                disconnect(c, r);
+        return r;
+}
+
+/* Waits for a reply and hands its parts out. Returns 0, or -EREMOTEIO for an error of the server's; any other errno has ended the connection,
+ * but for -ENOMEM. */
+static int receive_reply(VarlinkClient *c, uint64_t until, json_object **ret_reply, char **ret_error_id, bool *ret_continues) {
+        _cleanup_free_ char *copy = NULL;
         const char *error_id;
         json_object *reply;
         bool continues;
         int r;
 
-        if (c->event)
-                return -EBUSY;
-        r = queue_call(c, method, parameters, NULL);
-        if (r < 0)
-                return r;
-        r = flush_blocking(c, until);
-        if (r >= 0)
-                r = receive_blocking(c, until);
+        r = receive_blocking(c, until);
         if (r >= 0)
                 r = parse_reply(c->reply.json, &error_id, &reply, &continues);
-        if (r >= 0 && continues)
+        if (r >= 0 && continues && (!ret_continues || error_id))
                 r = -EPROTO;
         if (r < 0) {
                 disconnect(c, r);
@@ -264,14 +290,67 @@ int varlink_client_call(VarlinkClient *c, const char *method, json_object *param
         }
 
         if (error_id && ret_error_id) {
-                char *copy = strdup(error_id);
+                copy = strdup(error_id);
                 if (!copy)
                         return -ENOMEM;
-                *ret_error_id = copy;
+                *ret_error_id = TAKE_PTR(copy);
         }
         if (ret_reply)
                 *ret_reply = json_object_get(reply);
+        if (ret_continues)
+                *ret_continues = continues;
         return error_id ? -EREMOTEIO : 0;
+}
+
+int varlink_client_call(VarlinkClient *c, const char *method, json_object *parameters, json_object **ret_reply,
+        char **ret_error_id) {
+        uint64_t until = deadline(c);
+        int r;
+
+        r = send_blocking(c, method, parameters, NULL, until);
+        return r < 0 ? r : receive_reply(c, until, ret_reply, ret_error_id, NULL);
+}
+
+int varlink_client_call_more(VarlinkClient *c, const char *method, json_object *parameters) {
+        uint64_t until = deadline(c);
+        int r;
+
+        r = send_blocking(c, method, parameters, "more", until);
+        if (r < 0)
+                return r;
+        c->receiving = true;
+        c->receive_until = until;
+        return 0;
+}
+
+int varlink_client_receive(VarlinkClient *c, json_object **ret_reply, char **ret_error_id, bool *ret_continues) {
+        bool continues = false;
+        int r;
+
+        if (!c->receiving)
+                return c->dead < 0 ? c->dead : -EINVAL;
+        r = receive_reply(c, c->receive_until, ret_reply, ret_error_id, &continues);
+        c->receiving = continues;
+        c->receive_until = UINT64_MAX;
+        if (ret_continues)
+                *ret_continues = continues;
+        return r;
+}
+
+int varlink_client_call_upgrade(VarlinkClient *c, const char *method, json_object *parameters, json_object **ret_reply, char **ret_error_id,
+        int *ret_fd, char **ret_data, size_t *ret_size) {
+        uint64_t until = deadline(c);
+        int r;
+
+        r = send_blocking(c, method, parameters, "upgrade", until);
+        if (r < 0)
+                return r;
+        r = receive_reply(c, until, ret_reply, ret_error_id, NULL);
+        if (r < 0)
+                return r;
+        *ret_fd = varlink_channel_release(&c->channel, ret_data, ret_size);
+        disconnect(c, -ENOTCONN);
+        return 0;
 }
 
 /* ---- on an event loop ---- */
@@ -280,7 +359,7 @@ static int client_arm(VarlinkClient *c) {
         uint64_t next = UINT64_MAX;
         int r;
 
-        r = sd_event_source_set_io_events(c->io, EPOLLIN | (c->stream.out ? EPOLLOUT : 0));
+        r = sd_event_source_set_io_events(c->io, EPOLLIN | (c->channel.out ? EPOLLOUT : 0));
         if (r < 0)
                 return r;
         for (Pending *p = c->pending; p; p = p->next)
@@ -332,7 +411,7 @@ static int client_process(VarlinkClient *c) {
         int r;
 
         while (c->dead == 0 && c->n_ref > 1) {
-                r = varlink_stream_next(&c->stream, &c->reply);
+                r = varlink_channel_next(&c->channel, &c->reply);
                 if (r <= 0)
                         return r == -EBADMSG ? -EPROTO : r;
                 r = handle_reply(c);
@@ -349,7 +428,7 @@ static int on_client_io(sd_event_source *source, int fd, uint32_t revents, void 
         int r = 0;
 
         if (revents & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
-                r = varlink_stream_read(&c->stream);
+                r = varlink_channel_read(&c->channel);
                 ended = r == 0;
                 if (r == -EAGAIN)
                         r = 0;
@@ -361,7 +440,7 @@ static int on_client_io(sd_event_source *source, int fd, uint32_t revents, void 
         if (c->dead < 0 || c->n_ref == 1)
                 return 0;
         if (r >= 0) {
-                r = varlink_stream_flush(&c->stream);
+                r = varlink_channel_flush(&c->channel);
                 if (r == -EAGAIN)
                         r = 0;
         }
@@ -386,7 +465,7 @@ int varlink_client_attach_event(VarlinkClient *c, sd_event *event) {
                 return -EBUSY;
         if (c->dead < 0)
                 return c->dead;
-        r = sd_event_add_io(event, &c->io, c->stream.fd, EPOLLIN, on_client_io, c);
+        r = sd_event_add_io(event, &c->io, c->channel.fd, EPOLLIN, on_client_io, c);
         if (r >= 0)
                 r = sd_event_add_time(event, &c->timer, CLOCK_MONOTONIC, UINT64_MAX, 0, on_client_timeout, c);
         if (r >= 0)
@@ -397,6 +476,8 @@ int varlink_client_attach_event(VarlinkClient *c, sd_event *event) {
                 return r;
         }
         c->event = sd_event_ref(event);
+        /* Of a blocking call before. */
+        varlink_message_done(&c->reply);
         return 0;
 }
 
@@ -429,6 +510,8 @@ int varlink_client_call_async(VarlinkClient *c, const char *method, json_object 
 int varlink_client_send_oneway(VarlinkClient *c, const char *method, json_object *parameters) {
         int r;
 
+        if (c->receiving)
+                return -EBUSY;
         r = queue_call(c, method, parameters, "oneway");
         if (r < 0)
                 return r;

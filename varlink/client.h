@@ -15,6 +15,8 @@ typedef struct VarlinkClient VarlinkClient;
 
 /* Never blocks: -EAGAIN where the server's backlog is full, else what connect(2) says. */
 int varlink_client_connect(const char *path, VarlinkClient **ret);
+/* Waits for a place in the backlog, that long at most: for who has nothing else to do. */
+int varlink_client_connect_within(const char *path, uint64_t usec, VarlinkClient **ret);
 /* Takes ownership of the connected socket, also on error. */
 int varlink_client_new_fd(int fd, VarlinkClient **ret);
 VarlinkClient *varlink_client_ref(VarlinkClient *c);
@@ -37,6 +39,16 @@ int varlink_client_take_fd(VarlinkClient *c, int64_t index);
  * `ret_error_id` may be NULL. */
 int varlink_client_call(VarlinkClient *c, const char *method, json_object *parameters, json_object **ret_reply,
         char **ret_error_id);
+/* A blocking call with several replies ("more"): sent by the first, each reply is fetched by the second, which returns what
+ * varlink_client_call() does. While *ret_continues is true there is another one, and other calls are -EBUSY; the time-out holds for the first
+ * one only. Whoever has enough drops the client. */
+int varlink_client_call_more(VarlinkClient *c, const char *method, json_object *parameters);
+int varlink_client_receive(VarlinkClient *c, json_object **ret_reply, char **ret_error_id, bool *ret_continues);
+/* A blocking call with "upgrade". On success the connection is the caller's and speaks whatever the method says: *ret_fd, non-blocking, and
+ * what came behind the reply already, in *ret_data (NULL where there is nothing, else the caller's to free). The client is dead then. After
+ * -EREMOTEIO it goes on as before. */
+int varlink_client_call_upgrade(VarlinkClient *c, const char *method, json_object *parameters, json_object **ret_reply, char **ret_error_id,
+        int *ret_fd, char **ret_data, size_t *ret_size);
 /* Sends and expects no answer. */
 int varlink_client_send_oneway(VarlinkClient *c, const char *method, json_object *parameters);
 
