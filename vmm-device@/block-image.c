@@ -7,11 +7,15 @@
 
 #include "block-image.h"
 #include "log.h"
+#include "snapshot.h"
+#include "watchdog.h"
 
 #define SECTOR 512U
 #define DIRECT_ALIGNMENT_MAX 4096U
-#define LOCK_WAIT_USEC (3 * USEC_PER_SEC)
+#define LOCK_WAIT_USEC (4 * USEC_PER_SEC)
 #define LOCK_LOOK_USEC (10 * USEC_PER_MSEC)
+/* So often the watchdog hears from who waits for a disk. */
+#define RING_LOOK_NSEC (250 * (long long) USEC_PER_MSEC * NSEC_PER_USEC)
 
 /* An open file description lock goes with the description, so it also holds where the service manager opened the file, and ends when the
  * last copy is closed. Readers share, a writer is alone.
@@ -62,12 +66,13 @@ static int learn_geometry(BlockImage *image, const char *path) {
 
         if (fstat(image->fd, &st) < 0)
                 return log_error_errno(errno, "Cannot ask for the size of %s: %m", path);
-        if (S_ISBLK(st.st_mode))
+        image->is_device = S_ISBLK(st.st_mode);
+        if (image->is_device)
                 r = device_geometry(image, path);
         else if (S_ISREG(st.st_mode)) {
                 image->size = (uint64_t) st.st_size;
                 image->logical_block = SECTOR;
-                image->physical_block = st.st_blksize >= SECTOR && st.st_blksize <= 65536 ? (uint32_t) st.st_blksize : 4096;
+                image->physical_block = (uint64_t) st.st_blksize >= SECTOR && (uint64_t) st.st_blksize <= 65536 ? (uint32_t) st.st_blksize : 4096;
         } else
                 return log_error_errno(EINVAL, "%s is neither a regular file nor a block device.", path);
         if (r < 0)
@@ -136,7 +141,7 @@ int block_image_open(Device *d, BlockImage *ret) {
         image.fd = device_open_path(d, "path", image.read_only ? O_RDONLY : O_RDWR);
         path = path ?: "The disk image";
         if (image.fd == -ENOENT && !device_option(d, "path"))
-                return log_error_errno(EINVAL, "A block device needs --path=.");
+                return log_error_errno(EINVAL, "The device needs --path=.");
         if (image.fd < 0)
                 return log_error_errno(image.fd, "Cannot open %s: %m", path);
 
@@ -157,6 +162,66 @@ int block_image_open(Device *d, BlockImage *ret) {
         }
         *ret = image;
         return 0;
+}
+
+int block_image_measure(const BlockImage *image, uint64_t *ret) {
+        /* For a block device, too, where the ioctl is not open to us in the sandbox. */
+        off_t end = lseek(image->fd, 0, SEEK_END);
+
+        if (end < 0)
+                return -errno;
+        *ret = ALIGN_DOWN((uint64_t) end, (uint64_t) image->logical_block);
+        return 0;
+}
+
+int block_image_truncate(BlockImage *image, uint64_t size) {
+        return ftruncate(image->fd, (off_t) size) < 0 ? -errno : 0;
+}
+
+/* A block device tells its size by ioctl(2), which the sandbox need not have for that: it was asked when it was opened, and whenever it was resized. */
+static int look(const BlockImage *image, SnapshotDisk *ret) {
+        struct stat st;
+
+        if (!image->is_device)
+                return snapshot_disk_look(image->fd, ret);
+        if (fstat(image->fd, &st) < 0)
+                return -errno;
+        *ret = (SnapshotDisk) { .size = image->size, .inode = st.st_ino, .is_device = true };
+        return 0;
+}
+
+int block_image_save(const BlockImage *image, StateWriter *w) {
+        SnapshotDisk disk;
+        int r;
+
+        r = look(image, &disk);
+        if (r < 0)
+                return r;
+        snapshot_disk_save(&disk, w);
+        return state_end(w);
+}
+
+int block_image_load(const BlockImage *image, StateReader *r, char **ret_message) {
+        SnapshotDisk then, now;
+        int k;
+
+        k = snapshot_disk_load(r, &then, ret_message);
+        if (k < 0)
+                return k == -ENOENT ? set_message(ret_message, k, "it does not say of which disk it is") : k;
+        k = look(image, &now);
+        return k < 0 ? k : snapshot_disk_compare(&then, &now, "The disk", ret_message);
+}
+
+int block_ring_wait(struct io_uring *ring) {
+        struct __kernel_timespec patience = { .tv_nsec = RING_LOOK_NSEC };
+        struct io_uring_cqe *cqe;
+        int r;
+
+        do {
+                r = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &patience, NULL);
+                watchdog_feed();
+        } while (r == -ETIME || r == -EINTR || r == -EAGAIN);
+        return MIN(r, 0);
 }
 
 void block_image_done(BlockImage *image) {

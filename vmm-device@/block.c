@@ -5,7 +5,10 @@
  * A request is a chain: header, data, status byte. It takes one or several steps, each one operation of the ring: a read or write goes on where it
  * was cut short, a discard has a step for each of its ranges. Operations are collected while a queue is drained and submitted at
  * once; what the page cache can answer is complete when the submission returns, and is given back with the same
- * notification. At most REQUESTS_MAX requests are in progress; a queue waits when there are no more. */
+ * notification. At most REQUESTS_MAX requests are in progress; a queue waits when there are no more.
+ *
+ * A write to the page cache is the exception: io_uring gives it to a worker thread, since most file systems may have to wait there, and the way to that and
+ * back costs ten times what the write does. It is done at once, and while writes turn out to wait, by the ring. */
 
 #include <json-c/json.h>
 #include <liburing.h>
@@ -14,9 +17,12 @@
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 
+#include "block-control.h"
 #include "block-image.h"
 #include "log.h"
 
@@ -30,8 +36,13 @@
 #define ZEROES_SIZE MIB(1)
 /* Requests served before the loop looks at something else. */
 #define TURN_MAX 1024
-
-typedef struct Block Block;
+/* Bytes written at once before the guest is told, and before the loop looks at something else. */
+#define WRITTEN_TELL KIB(256)
+#define WRITTEN_MAX MIB(4)
+/* A write that took so long had to wait (for dirty pages to be written back, or a journal; not only for its turn of the processor), and so long the
+ * ring has them all. */
+#define SLOW_USEC (20 * USEC_PER_MSEC)
+#define SLOW_TIME_USEC USEC_PER_SEC
 
 typedef struct Request {
         struct Request *next; /* in the list of free ones */
@@ -52,13 +63,14 @@ typedef struct Request {
         bool syncing;        /* last step in write-through mode */
 } Request;
 
-struct Block {
+typedef struct Block {
         Device *device;
         BlockImage image;
         char serial[VIRTIO_BLK_ID_BYTES + 1];
         bool discard;
         bool write_through; /* CONFIG_WCE, or a driver that cannot flush (§5.2.6.2) */
         uint8_t wce;
+        uint8_t *kept_write_through; /* the reverse of that, which outlives us: the driver does not say it again */
 
         struct io_uring ring;
         bool ring_made;
@@ -72,9 +84,11 @@ struct Block {
         bool waiting[QUEUES_MAX]; /* has chains that were not taken */
         bool dirty[QUEUES_MAX];   /* has chains that were pushed and not shown */
         bool stopping;
+        uint64_t slow_until_usec; /* writes go through the ring till then */
+        uint64_t written_now, told; /* bytes in this turn, and those of them that the guest knows about */
 
         uint64_t n_reads, n_writes, n_flushes, n_errors, bytes_read, bytes_written;
-};
+} Block;
 
 /* Requests */
 
@@ -184,6 +198,36 @@ static int submit_transfer(Block *b, Request *request) {
         else
                 io_uring_prep_readv(sqe, 0, request->iov, (unsigned) n, request->offset);
         operation_ready(sqe, request);
+        return 0;
+}
+
+static bool may_write_now(const Block *b) {
+        return !b->image.direct && !b->image.is_device && !b->write_through && (b->slow_until_usec == 0 || b->slow_until_usec <= now_usec());
+}
+
+/* Into the page cache, without the ring. Returns 0 where all is written, -EAGAIN where the ring has to do the rest, or what went wrong. */
+static int write_now(Block *b, Request *request) {
+        while (request->data.left > 0) {
+                uint64_t begin;
+                ssize_t written;
+                size_t n;
+                int r;
+
+                if (!may_write_now(b))
+                        return -EAGAIN;
+                r = map_data(request, &n);
+                if (r < 0)
+                        return r;
+                begin = now_usec();
+                written = pwritev(b->image.fd, request->iov, (int) n, (off_t) request->offset);
+                if (written <= 0)
+                        return written < 0 ? (errno == EINTR ? -EAGAIN : -errno) : -EIO;
+                if (now_usec() - begin >= SLOW_USEC)
+                        b->slow_until_usec = now_usec() + SLOW_TIME_USEC;
+                (void) iov_cursor_skip(&request->data, (uint64_t) written);
+                request->offset += (uint64_t) written;
+                b->written_now += (uint64_t) written;
+        }
         return 0;
 }
 
@@ -316,6 +360,7 @@ static void begin_ranges(Block *b, Request *request) {
 static void begin_transfer(Block *b, Request *request, uint64_t sector) {
         uint64_t length = request->data.left, sectors = b->image.size >> SECTOR_SHIFT;
         bool is_write = request->type == VIRTIO_BLK_T_OUT;
+        int r;
 
         if (length == 0 || length % (1U << SECTOR_SHIFT) != 0 || !range_within(sector, length >> SECTOR_SHIFT, sectors) ||
                 (is_write && b->image.read_only)) {
@@ -325,7 +370,14 @@ static void begin_transfer(Block *b, Request *request, uint64_t sector) {
         request->offset = sector << SECTOR_SHIFT;
         *(is_write ? &b->n_writes : &b->n_reads) += 1;
         *(is_write ? &b->bytes_written : &b->bytes_read) += length;
-        if (submit_transfer(b, request) < 0)
+        r = is_write ? write_now(b, request) : -EAGAIN;
+        if (r == -EAGAIN)
+                r = submit_transfer(b, request);
+        else if (r == 0) {
+                request_finish(b, request, VIRTIO_BLK_S_OK);
+                return;
+        }
+        if (r < 0)
                 request_finish(b, request, VIRTIO_BLK_S_IOERR);
 }
 
@@ -422,7 +474,7 @@ static int submit(Block *b, bool wait) {
         if (b->unsubmitted == 0 && !wait)
                 return 0;
         do
-                r = io_uring_submit_and_wait(&b->ring, wait ? 1 : 0);
+                r = wait ? block_ring_wait(&b->ring) : io_uring_submit(&b->ring);
         while (r == -EINTR || r == -EAGAIN);
         if (r < 0)
                 return log_error_errno(r, "Cannot submit to io_uring: %m");
@@ -476,7 +528,11 @@ static int drain(Block *b, unsigned index) {
                         device_broken(b->device, "a disk request has no header or no status byte");
                         return n;
                 }
-                if (n >= REQUESTS_MAX)
+                if (b->written_now - b->told >= WRITTEN_TELL) {
+                        b->told = b->written_now;
+                        notify_queues(b);
+                }
+                if (n >= REQUESTS_MAX || b->written_now >= WRITTEN_MAX)
                         break; /* answers without an operation do not use requests up */
         }
         if (r == -EBADMSG) {
@@ -485,7 +541,7 @@ static int drain(Block *b, unsigned index) {
         }
         if (r < 0)
                 return r;
-        b->waiting[index] = !request || n >= REQUESTS_MAX;
+        b->waiting[index] = !request || n >= REQUESTS_MAX || b->written_now >= WRITTEN_MAX;
         if (!b->waiting[index] && virtqueue_want_kicks(q)) {
                 /* It came while kicks were suppressed, so none comes for it: that counts, lest pump() end here. */
                 b->waiting[index] = true;
@@ -498,6 +554,7 @@ static int drain(Block *b, unsigned index) {
 static int pump(Block *b) {
         unsigned done = 0;
 
+        b->written_now = b->told = 0;
         while (!b->stopping) {
                 unsigned before = done;
                 int r;
@@ -516,7 +573,7 @@ static int pump(Block *b) {
                 notify_queues(b);
                 if (done == before)
                         return 0;
-                if (done >= TURN_MAX)
+                if (done >= TURN_MAX || b->written_now >= WRITTEN_MAX)
                         return sd_event_source_set_enabled(b->again_source, SD_EVENT_ONESHOT);
         }
         return 0;
@@ -594,13 +651,15 @@ static int block_open(Device *d) {
         unsigned n_queues = (unsigned) device_option_unsigned(d, "queues", 1);
         const char *serial = device_option(d, "serial");
         Block *b = calloc(1, sizeof(Block));
+        void *kept;
         int r;
 
         if (!b)
                 return log_oom();
+        /* What is more than LimitFSIZE= allows is a request that fails, and not our end. */
+        (void) signal(SIGXFSZ, SIG_IGN);
         b->device = d;
         b->image = (BlockImage) BLOCK_IMAGE_NULL;
-        b->wce = 1;
         b->discard = device_option_boolean(d, "discard", true);
         if (serial)
                 memcpy(b->serial, serial, MIN(strlen(serial), (size_t) VIRTIO_BLK_ID_BYTES));
@@ -609,6 +668,11 @@ static int block_open(Device *d) {
         r = block_image_open(d, &b->image);
         if (r < 0)
                 return r;
+        r = device_keep(d, "block-state", sizeof(*b->kept_write_through), &kept);
+        if (r < 0)
+                return log_error_errno(r, "Cannot keep the state of the disk's cache: %m");
+        b->kept_write_through = kept;
+        b->wce = *b->kept_write_through == 0;
         b->zeroes = mmap(NULL, ZEROES_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (b->zeroes == MAP_FAILED) {
                 b->zeroes = NULL;
@@ -645,6 +709,11 @@ static void block_close(Device *d) {
                 (void) munmap(b->zeroes, ZEROES_SIZE);
         block_image_done(&b->image);
         free(b);
+}
+
+static void set_cache(Block *b, uint8_t wce) {
+        b->wce = wce;
+        *b->kept_write_through = wce == 0;
 }
 
 static void choose_cache_mode(Block *b) {
@@ -717,7 +786,7 @@ static int block_config_write(Device *d, uint32_t offset, const void *data, uint
         /* The one field that a driver may write (§5.2.4). */
         if (offset != offsetof(struct virtio_blk_config, wce) || length != sizeof(wce) || wce > 1)
                 return -EINVAL;
-        b->wce = wce;
+        set_cache(b, wce);
         choose_cache_mode(b);
         return 0;
 }
@@ -738,6 +807,58 @@ static void block_describe(Device *d, json_object *into) {
         json_object_object_add(into, "bytesWritten", json_object_new_uint64(b->bytes_written));
 }
 
+static void block_counters(Device *d, json_object *into) {
+        const Block *b = device_data(d);
+
+        json_object_object_add(into, "reads", json_object_new_uint64(b->n_reads));
+        json_object_object_add(into, "writes", json_object_new_uint64(b->n_writes));
+        json_object_object_add(into, "flushes", json_object_new_uint64(b->n_flushes));
+        json_object_object_add(into, "errors", json_object_new_uint64(b->n_errors));
+        json_object_object_add(into, "readBytes", json_object_new_uint64(b->bytes_read));
+        json_object_object_add(into, "writtenBytes", json_object_new_uint64(b->bytes_written));
+}
+
+static int block_resize(Device *d, VarlinkCall *call, json_object *parameters) {
+        Block *b = device_data(d);
+        return block_reply_resize(d, &b->image, call, parameters);
+}
+
+static const DeviceControl block_control[] = {
+        { "Resize", block_resize, .privileged = true },
+        {},
+};
+
+#define BLOCK_STATE_VERSION 1
+
+static int block_save(Device *d, StateWriter *w) {
+        Block *b = device_data(d);
+        int r;
+
+        state_begin(w, "block", 0, BLOCK_STATE_VERSION);
+        state_put_u8(w, b->wce);
+        r = state_end(w);
+        return r < 0 ? r : block_image_save(&b->image, w);
+}
+
+static int block_load(Device *d, StateReader *reader, char **ret_message) {
+        Block *b = device_data(d);
+        uint8_t wce;
+        int r;
+
+        r = state_enter(reader, "block", 0, BLOCK_STATE_VERSION);
+        if (r < 0)
+                return set_message(ret_message, r, "it is no state of a disk, or a newer version's");
+        wce = state_get_u8(reader);
+        r = state_leave(reader, ret_message);
+        if (r >= 0 && wce > 1)
+                r = set_message(ret_message, -EBADMSG, "its cache is in no mode that there is");
+        if (r >= 0)
+                r = block_image_load(&b->image, reader, ret_message);
+        if (r >= 0)
+                set_cache(b, wce);
+        return r;
+}
+
 const DeviceClass block_device = {
         .name = "block",
         .virtio_id = 2,
@@ -751,5 +872,9 @@ const DeviceClass block_device = {
         .process = block_process,
         .config_read = block_config_read,
         .config_write = block_config_write,
+        .save = block_save,
+        .load = block_load,
         .describe = block_describe,
+        .control = block_control,
+        .counters = block_counters,
 };

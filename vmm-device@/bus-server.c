@@ -3,11 +3,16 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "bus-server.h"
 #include "log.h"
+#include "passed.h"
 
 /* A guest that uses its registers makes accesses in bursts, a few microseconds apart. */
 #define SPIN_MAX_NSEC 50000
@@ -15,6 +20,32 @@
 #define STOP_RETRY_NSEC (10L * 1000 * 1000)
 
 typedef enum Wanted { WANTED_PARK, WANTED_SERVE, WANTED_EXIT } Wanted;
+
+#define KEPT_VERSION 1
+#define KEPT_PREFIX "session-" /* as session-keep.h has it */
+#define KEPT_NAME KEPT_PREFIX "state"
+#define KEPT_CONNECTION KEPT_PREFIX "connection"
+#define KEPT_MEMORY KEPT_PREFIX "memory-0"
+#define KEPT_IRQ KEPT_PREFIX "call-%u"
+#define KEPT_STATE_MAX 1024
+
+/* The device's state and the access that led to it, which is answered and not done again. */
+typedef struct KeptRecord {
+        uint64_t answer;
+        uint32_t slot, sequence, has_access;
+        uint32_t size;
+        uint8_t bytes[KEPT_STATE_MAX];
+} KeptRecord;
+
+/* In the unit's descriptor store; nobody else has it. */
+typedef struct KeptBus {
+        uint32_t version;
+        uint32_t which; /* record that holds; the other one is being written */
+        uint32_t busy;  /* the client has not been greeted yet */
+        uint32_t padding;
+        BusHello hello;
+        KeptRecord records[2];
+} KeptBus;
 
 /* In BusMemory.state: written by us, but the client can change it at any time. */
 typedef struct SavedState {
@@ -45,8 +76,12 @@ struct BusServer {
         BusMemory *memory;
         unsigned n_slots;
         uint32_t seen; /* the doorbell's value up to which everything was served */
-        BusSpin spin;
+        Spin spin;
         LogRateLimit nonsense; /* the thread's */
+
+        PassedFds *passed; /* NULL where nothing is kept */
+        KeptBus *kept;
+        pthread_mutex_t change_lock; /* the device's state changes, and is saved */
 
         pthread_mutex_t irq_lock;
         int irq_fds[BUS_IRQS_MAX];
@@ -57,15 +92,49 @@ static Wanted wanted(BusServer *s) {
         return (Wanted) __atomic_load_n(&s->wanted, __ATOMIC_ACQUIRE);
 }
 
-static void save(BusServer *s) {
+/* The last access that was done; `change` has none. */
+typedef struct Done {
+        uint32_t slot, sequence;
+        uint64_t answer;
+} Done;
+
+/* With the change's lock held. */
+static void save(BusServer *s, const Done *done) {
         SavedState *state = (SavedState *) s->memory->state;
         size_t size;
 
-        if (!s->device->save)
-                return;
-        __atomic_store_n(&state->size, 0, __ATOMIC_RELEASE);
-        size = s->device->save(s->userdata, state->bytes, sizeof(state->bytes));
-        __atomic_store_n(&state->size, (uint32_t) size, __ATOMIC_RELEASE);
+        if (s->device->save) {
+                __atomic_store_n(&state->size, 0, __ATOMIC_RELEASE);
+                size = s->device->save(s->userdata, state->bytes, sizeof(state->bytes));
+                __atomic_store_n(&state->size, (uint32_t) size, __ATOMIC_RELEASE);
+        }
+        if (s->kept) {
+                KeptRecord *before = &s->kept->records[s->kept->which & 1], *record = &s->kept->records[~s->kept->which & 1];
+
+                if (done) {
+                        record->slot = done->slot;
+                        record->sequence = done->sequence;
+                        record->answer = done->answer;
+                        record->has_access = true;
+                } else {
+                        record->slot = before->slot;
+                        record->sequence = before->sequence;
+                        record->answer = before->answer;
+                        record->has_access = before->has_access;
+                }
+                record->size = s->device->save ? (uint32_t) s->device->save(s->userdata, record->bytes, sizeof(record->bytes)) : 0;
+                __atomic_store_n(&s->kept->which, ~s->kept->which & 1, __ATOMIC_RELEASE);
+        }
+}
+
+/* What a predecessor had done when it died. */
+static bool was_done(BusServer *s, unsigned slot, uint32_t sequence, uint64_t *ret_answer) {
+        const KeptRecord *record = s->kept ? &s->kept->records[s->kept->which & 1] : NULL;
+
+        if (!record || !record->has_access || record->slot != slot || record->sequence != sequence)
+                return false;
+        *ret_answer = record->answer;
+        return true;
 }
 
 static uint64_t refuse(BusServer *s, const BusSlot *request) {
@@ -75,22 +144,34 @@ static uint64_t refuse(BusServer *s, const BusSlot *request) {
         return UINT64_MAX;
 }
 
-static uint64_t execute(BusServer *s, const BusSlot *request) {
+static uint64_t execute(BusServer *s, const BusSlot *request, uint32_t slot, uint32_t sequence) {
         uint64_t answer = 0;
 
+        (void) pthread_mutex_lock(&s->change_lock);
         if (request->operation == BUS_OPERATION_RESET)
                 s->device->reset(s->userdata);
         else if (request->operation > BUS_OPERATION_WRITE || !bus_access_size_is_valid(request->size))
-                return refuse(s, request);
+                answer = refuse(s, request);
         else if (!range_within(request->offset, request->size, s->device->n_registers))
                 /* The space may be larger than our registers: nobody answers there. */
-                return bus_access_mask(request->size);
+                answer = bus_access_mask(request->size);
         else
                 answer = s->device->access(s->userdata, request->offset, request->size, request->operation == BUS_OPERATION_WRITE,
                                  request->value & bus_access_mask(request->size)) &
                         bus_access_mask(request->size);
-        save(s);
+        save(s, &(const Done) { .slot = slot, .sequence = sequence, .answer = answer });
+        (void) pthread_mutex_unlock(&s->change_lock);
         return answer;
+}
+
+void bus_server_begin_change(BusServer *s) {
+        (void) pthread_mutex_lock(&s->change_lock);
+}
+
+void bus_server_end_change(BusServer *s) {
+        if (s->memory)
+                save(s, NULL);
+        (void) pthread_mutex_unlock(&s->change_lock);
 }
 
 /* Answers the slot where it holds a request, once. */
@@ -110,7 +191,8 @@ static void serve_slot(BusServer *s, unsigned index) {
                 .offset = __atomic_load_n(&slot->offset, __ATOMIC_RELAXED),
                 .value = __atomic_load_n(&slot->value, __ATOMIC_RELAXED),
         };
-        answer = execute(s, &request);
+        if (!was_done(s, index, BUS_SLOT_SEQUENCE(word), &answer))
+                answer = execute(s, &request, index, BUS_SLOT_SEQUENCE(word));
 
         __atomic_store_n(&slot->answer, answer, __ATOMIC_RELAXED);
         done = BUS_SLOT_WORD(BUS_SLOT_SEQUENCE(word), BUS_SLOT_DONE);
@@ -120,7 +202,7 @@ static void serve_slot(BusServer *s, unsigned index) {
 
                 if (__atomic_compare_exchange_n(&slot->state, &expected, done, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
                         if (BUS_SLOT_STATE(word) == BUS_SLOT_SLEEPING)
-                                bus_futex_wake(&slot->state, 1, true);
+                                futex_wake(&slot->state, 1, true);
                         return;
                 }
                 if (expected != BUS_SLOT_WORD(BUS_SLOT_SEQUENCE(word), BUS_SLOT_SLEEPING) &&
@@ -155,16 +237,18 @@ static bool something_to_do(void *userdata) {
 static void serve_session(BusServer *s) {
         /* What the one before us left unanswered has no bit in `pending` any more. */
         s->seen = __atomic_load_n(&s->memory->doorbell, __ATOMIC_ACQUIRE);
-        for (unsigned i = 0; i < s->n_slots; i++)
+        for (unsigned i = 0; i < s->n_slots; i++) {
                 serve_slot(s, i);
+                futex_wake(&s->memory->slots[i].state, 1, true); /* where it died between an answer and this */
+        }
 
         while (wanted(s) == WANTED_SERVE) {
                 uint32_t doorbell;
 
-                if (!bus_spin_until(&s->spin, something_to_do, s)) {
+                if (!spin_until(&s->spin, something_to_do, s)) {
                         __atomic_store_n(&s->memory->sleeping, 1, __ATOMIC_SEQ_CST);
                         if (__atomic_load_n(&s->memory->doorbell, __ATOMIC_SEQ_CST) == s->seen && wanted(s) == WANTED_SERVE)
-                                (void) bus_futex_wait(&s->memory->doorbell, s->seen, UINT64_MAX, true);
+                                (void) futex_wait(&s->memory->doorbell, s->seen, UINT64_MAX, true);
                         __atomic_store_n(&s->memory->sleeping, 0, __ATOMIC_RELAXED);
                 }
 
@@ -206,7 +290,7 @@ static void order(BusServer *s, Wanted what) {
 
                 /* Again and again: the client could put the doorbell back at the one moment that matters. */
                 (void) __atomic_fetch_add(&s->memory->doorbell, 1, __ATOMIC_SEQ_CST);
-                bus_futex_wake(&s->memory->doorbell, INT32_MAX, true);
+                futex_wake(&s->memory->doorbell, INT32_MAX, true);
 
                 (void) clock_gettime(CLOCK_REALTIME, &until);
                 until.tv_nsec += STOP_RETRY_NSEC;
@@ -256,8 +340,9 @@ int bus_server_new(sd_event *event, const BusDevice *device, void *userdata, Bus
         s->nonsense = (LogRateLimit) { .interval_usec = 10 * USEC_PER_SEC, .burst = 3 };
         (void) pthread_mutex_init(&s->lock, NULL);
         (void) pthread_mutex_init(&s->irq_lock, NULL);
+        (void) pthread_mutex_init(&s->change_lock, NULL);
         (void) pthread_cond_init(&s->changed, NULL);
-        bus_spin_init(&s->spin, SPIN_MAX_NSEC);
+        spin_init(&s->spin, SPIN_MAX_NSEC);
 
         r = make_thread(s);
         if (r < 0)
@@ -274,6 +359,70 @@ static void drop_irqs(BusServer *s) {
         (void) pthread_mutex_unlock(&s->irq_lock);
 }
 
+/* ---- across our death ---- */
+
+static void forget(BusServer *s) {
+        int r;
+
+        if (!s->passed)
+                return;
+        if (s->kept) {
+                __atomic_store_n(&s->kept->busy, true, __ATOMIC_SEQ_CST);
+                (void) munmap(s->kept, sizeof(KeptBus));
+                s->kept = NULL;
+        }
+        r = passed_fds_forget_prefix(s->passed, KEPT_PREFIX);
+        if (r < 0)
+                (void) log_warning_errno(r, "Cannot tell the service manager to forget the client: %m");
+}
+
+static int keep_fds(BusServer *s, int connection, const int *fds, size_t n_fds) {
+        int r;
+
+        r = passed_fds_keep(s->passed, KEPT_CONNECTION, connection);
+        if (r >= 0)
+                r = passed_fds_keep(s->passed, KEPT_MEMORY, fds[0]);
+        for (size_t i = 1; i < n_fds && r >= 0; i++) {
+                char name[32];
+
+                (void) snprintf(name, sizeof(name), KEPT_IRQ, (unsigned) (i - 1));
+                r = passed_fds_keep(s->passed, name, fds[i]);
+        }
+        return r;
+}
+
+static int map_kept(BusServer *s, int fd) {
+        KeptBus *k = mmap(NULL, sizeof(KeptBus), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+        if (k == MAP_FAILED)
+                return -errno;
+        s->kept = k;
+        return 0;
+}
+
+/* A client that cannot be kept is served all the same. */
+static void keep_client(BusServer *s, const BusHello *hello, int connection, const int *fds, size_t n_fds) {
+        _cleanup_close_ int fd = -EBADF;
+        int r;
+
+        if (!s->passed)
+                return;
+        fd = memfd_create_sealed(KEPT_NAME, sizeof(KeptBus), 0);
+        r = fd < 0 ? fd : map_kept(s, fd);
+        if (r >= 0) {
+                s->kept->version = KEPT_VERSION;
+                s->kept->busy = true;
+                s->kept->hello = *hello;
+                r = passed_fds_keep(s->passed, KEPT_NAME, fd);
+        }
+        if (r >= 0)
+                r = keep_fds(s, connection, fds, n_fds);
+        if (r < 0) {
+                (void) log_warning_errno(r, "Cannot have the service manager keep the client; it would not outlive this process: %m");
+                forget(s);
+        }
+}
+
 static void disconnect(BusServer *s) {
         if (s->fd < 0)
                 return;
@@ -281,6 +430,9 @@ static void disconnect(BusServer *s) {
         order(s, WANTED_PARK);
         s->memory = bus_memory_unmap(s->memory, s->n_slots);
         drop_irqs(s);
+        /* The service manager's copy of it lives a little longer than ours. */
+        (void) shutdown(s->fd, SHUT_RDWR);
+        forget(s);
         s->source = sd_event_source_disable_unref(s->source);
         s->fd = safe_close(s->fd);
         if (s->on_connection)
@@ -307,9 +459,20 @@ BusServer *bus_server_free(BusServer *s) {
         }
         (void) pthread_mutex_destroy(&s->lock);
         (void) pthread_mutex_destroy(&s->irq_lock);
+        (void) pthread_mutex_destroy(&s->change_lock);
         (void) pthread_cond_destroy(&s->changed);
         free(s);
         return NULL;
+}
+
+static void load(BusServer *s, const void *bytes, size_t size) {
+        int r;
+
+        r = s->device->load(s->userdata, bytes, size);
+        if (r < 0) {
+                log_warning_errno(r, "The saved state is of no use (%m); the device starts afresh.");
+                s->device->reset(s->userdata);
+        }
 }
 
 /* The device starts as the client's memory says it was, or fresh. The thread is parked. */
@@ -317,7 +480,6 @@ static void restore(BusServer *s) {
         const SavedState *state = (const SavedState *) s->memory->state;
         uint8_t bytes[sizeof(state->bytes)];
         uint32_t size = __atomic_load_n(&state->size, __ATOMIC_ACQUIRE);
-        int r;
 
         s->device->reset(s->userdata);
         if (size == 0 || !s->device->load)
@@ -327,11 +489,16 @@ static void restore(BusServer *s) {
                 return;
         }
         memcpy(bytes, state->bytes, size);
-        r = s->device->load(s->userdata, bytes, size);
-        if (r < 0) {
-                log_warning_errno(r, "The saved state is of no use (%m); the device starts afresh.");
-                s->device->reset(s->userdata);
-        }
+        load(s, bytes, size);
+}
+
+/* As our own memory says it was: that is newer than the client's, and to be trusted. */
+static void resume(BusServer *s) {
+        const KeptRecord *record = &s->kept->records[s->kept->which & 1];
+
+        s->device->reset(s->userdata);
+        if (record->size > 0 && record->size <= sizeof(record->bytes) && s->device->load)
+                load(s, record->bytes, record->size);
 }
 
 /* Checks a greeting, and what came with it: fds[0] is the memory, which is mapped, then the interrupt lines. */
@@ -394,12 +561,16 @@ static bool is_taken(BusServer *s) {
 static int begin_session(BusServer *s, const BusHello *hello, BusMemory *memory, int *fds, size_t n_fds) {
         int r;
 
+        bool resumes = s->kept && s->fd < 0;
+
         disconnect(s);
         s->newcomer_source = sd_event_source_disable_unref(s->newcomer_source); /* one source a descriptor */
         r = sd_event_add_io(s->event, &s->source, s->newcomer_fd, EPOLLIN, on_io, s);
         if (r < 0)
                 return r;
         s->fd = TAKE_FD(s->newcomer_fd);
+        if (!resumes)
+                keep_client(s, hello, s->fd, fds, n_fds);
         s->memory = memory;
         s->n_slots = hello->n_slots;
 
@@ -408,9 +579,18 @@ static int begin_session(BusServer *s, const BusHello *hello, BusMemory *memory,
                 s->irq_fds[s->n_irqs++] = TAKE_FD(fds[i]);
         (void) pthread_mutex_unlock(&s->irq_lock);
 
-        restore(s);
+        if (resumes) {
+                resume(s);
+                save(s, NULL); /* where it died over that: if the client has to connect again, it is the client's copy that counts */
+        } else {
+                restore(s);
+                send_reply(s, s->fd, 0, NULL);
+                if (s->kept)
+                        save(s, NULL);
+        }
+        if (s->kept)
+                __atomic_store_n(&s->kept->busy, false, __ATOMIC_SEQ_CST);
         order(s, WANTED_SERVE);
-        send_reply(s, s->fd, 0, NULL);
         if (s->on_connection)
                 s->on_connection(s->on_connection_userdata, true);
         return 0;
@@ -457,6 +637,82 @@ static int on_newcomer(sd_event_source *source, int fd, uint32_t revents, void *
                 send_reply(s, fd, r, message);
                 drop_newcomer(s);
         }
+        return 0;
+}
+
+/* -ENOENT where there is none, -EINPROGRESS where it was not greeted yet. */
+static int open_kept(BusServer *s) {
+        _cleanup_close_ int fd = passed_fds_take(s->passed, KEPT_NAME);
+        struct stat st;
+        int r;
+
+        if (fd < 0)
+                return fd;
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        if (st.st_size != sizeof(KeptBus))
+                return -ESTALE;
+        r = map_kept(s, fd);
+        if (r < 0)
+                return r;
+        return s->kept->version != KEPT_VERSION ? -ESTALE : s->kept->busy ? -EINPROGRESS : 0;
+}
+
+static int take_up_client(BusServer *s, int *fds, size_t n_fds) {
+        const BusHello hello = s->kept->hello;
+        _cleanup_free_ char *message = NULL;
+        BusMemory *memory = NULL;
+        int r;
+
+        fds[0] = passed_fds_take(s->passed, KEPT_MEMORY);
+        for (size_t i = 1; i < n_fds; i++) {
+                char name[32];
+
+                (void) snprintf(name, sizeof(name), KEPT_IRQ, (unsigned) (i - 1));
+                fds[i] = passed_fds_take(s->passed, name);
+        }
+        for (size_t i = 0; i < n_fds; i++)
+                if (fds[i] < 0)
+                        return fds[i];
+        r = check_hello(s, &hello, sizeof(hello), fds, n_fds, &memory, &message);
+        if (r < 0)
+                return r;
+        r = begin_session(s, &hello, memory, fds, n_fds);
+        if (r < 0)
+                (void) bus_memory_unmap(memory, hello.n_slots);
+        return r;
+}
+
+int bus_server_keep(BusServer *s, PassedFds *passed) {
+        int fds[1 + BUS_IRQS_MAX], r;
+        size_t n_fds = 1 + s->device->n_irqs;
+
+        if (!passed->managed || !getenv("NOTIFY_SOCKET"))
+                return 0;
+        s->passed = passed;
+        for (size_t i = 0; i < n_fds; i++)
+                fds[i] = -EBADF;
+        r = open_kept(s);
+        s->newcomer_fd = passed_fds_take(passed, KEPT_CONNECTION);
+        if (r >= 0 && s->newcomer_fd < 0)
+                r = s->newcomer_fd;
+        if (r >= 0)
+                r = take_up_client(s, fds, n_fds);
+        for (size_t i = 0; i < n_fds; i++)
+                (void) safe_close(fds[i]);
+        if (r >= 0) {
+                passed_fds_close_prefix(passed, KEPT_PREFIX);
+                log_info("Going on with the client of the last helper.");
+                return 1;
+        }
+        if (r == -EINPROGRESS)
+                log_info("The last helper died while its client was connecting, which does so again.");
+        else if (r != -ENOENT)
+                (void) log_warning_errno(r, "What the last helper left of its client does not fit; it connects again: %m");
+        if (s->newcomer_fd >= 0)
+                (void) shutdown(s->newcomer_fd, SHUT_RDWR);
+        s->newcomer_fd = safe_close(s->newcomer_fd);
+        forget(s);
         return 0;
 }
 

@@ -10,6 +10,7 @@
 
 #include "bus-protocol.h"
 
+struct PassedFds;
 typedef struct BusServer BusServer;
 typedef struct BusDevice BusDevice;
 
@@ -24,8 +25,8 @@ struct BusDevice {
         /* In the bus thread: back to the state at power-on. */
         void (*reset)(void *userdata);
 
-        /* What the device needs to go on after a restart of this process. save() is called in the bus thread after each access and returns how many bytes
-         * it wrote (at most `size`); load() in the event loop's thread, with no access running, for a client that comes with such
+        /* What the device needs to go on after a restart of this process. save() is called after each access and each change (in that thread) and returns
+         * how many bytes it wrote (at most `size`); load() in the event loop's thread, with no access running, for a client that comes with such
          * a state: its bytes are the client's, thus hostile. -EBADMSG leaves the device as after a reset. Both may be NULL. */
         size_t (*save)(void *userdata, void *state, size_t size);
         int (*load)(void *userdata, const void *state, size_t size);
@@ -36,6 +37,15 @@ struct BusDevice {
 int bus_server_new(sd_event *event, const BusDevice *device, void *userdata, BusServer **ret);
 BusServer *bus_server_free(BusServer *s);
 DEFINE_CLEANUP(BusServer, bus_server_free)
+
+/* The service manager keeps the client's connection, memory and interrupt lines, and a memfd with the device's state and which access was the last one done:
+ * a successor answers what its predecessor did without doing it again, does what it did not, and the client notices nothing. A connection that was not yet
+ * greeted, or anything that does not fit, is closed: the client connects again. 1 where a predecessor's client was taken up. Before bus_server_listen(). */
+int bus_server_keep(BusServer *s, struct PassedFds *passed);
+
+/* Around a change of the device's state that is no access, in the event loop's thread: it is saved at the end. */
+void bus_server_begin_change(BusServer *s);
+void bus_server_end_change(BusServer *s);
 
 /* Both take ownership of the fd, also on error. */
 int bus_server_listen(BusServer *s, int fd);

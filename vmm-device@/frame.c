@@ -7,17 +7,20 @@
 #include <linux/virtio_ring.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <systemd/sd-daemon.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "frame.h"
 #include "options.h"
+#include "passed.h"
+#include "session-keep.h"
 
 /* What the frame can do for every device. */
 #define FRAME_FEATURES                                                                                         \
         (UINT64_C(1) << VIRTIO_F_VERSION_1 | UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC |                      \
                 UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX | UINT64_C(1) << VHOST_USER_F_PROTOCOL_FEATURES)
 
-int device_new(const DeviceClass *class, const DeviceType *type, sd_event *event, DeviceOptions *options, Device **ret) {
+int device_new(const DeviceClass *class, const DeviceType *type, sd_event *event, DeviceOptions *options, PassedFds *passed, Device **ret) {
         Device *d = calloc(1, sizeof(Device));
         int r;
 
@@ -28,6 +31,7 @@ int device_new(const DeviceClass *class, const DeviceType *type, sd_event *event
                 .type = type,
                 .event = event,
                 .options = options,
+                .passed = passed,
                 .features = class->features,
                 .n_queues = class->queues_max,
         };
@@ -74,36 +78,99 @@ uint64_t device_option_unsigned(Device *d, const char *name, uint64_t otherwise)
         return device_options_number(d->options, name, otherwise);
 }
 
-/* A descriptor of that name among those the service manager passed; -ENOENT where there is none. */
-static int find_passed_fd(const char *name) {
-        char **names = NULL;
-        int n, fd = -ENOENT;
+const char *const *device_option_list(Device *d, const char *name, size_t *ret_n) {
+        return device_options_list(d->options, name, ret_n);
+}
 
-        n = sd_listen_fds_with_names(0, &names);
-        for (int i = 0; i < n; i++) {
-                if (streq(names[i], name) && fd == -ENOENT)
-                        fd = SD_LISTEN_FDS_START + i;
-                free(names[i]);
-        }
-        free(names);
-        return n < 0 ? n : fd;
+/* The descriptor that was passed under `name`, or else `path`. */
+static int open_passed(Device *d, const char *name, const char *path, int flags) {
+        int fd = passed_fds_take(d->passed, name);
+
+        if (fd >= 0)
+                return fd;
+        if (!path || d->passed->complete)
+                return -ENOENT;
+        fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0640);
+        return fd < 0 ? -errno : fd;
 }
 
 int device_open_path(Device *d, const char *name, int flags) {
-        const char *path = device_option(d, name);
-        int fd;
+        return open_passed(d, name, device_option(d, name), flags);
+}
 
-        fd = find_passed_fd(name);
-        if (fd == -ENOENT) {
-                if (!path)
-                        return -ENOENT;
-                fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0640);
-                return fd < 0 ? -errno : fd;
+int device_open_path_of(Device *d, const char *name, size_t i, int flags) {
+        _cleanup_free_ char *descriptor = NULL;
+        const char *const *paths;
+        size_t n;
+
+        paths = device_option_list(d, name, &n);
+        if (asprintf(&descriptor, "%s-%zu", name, i) < 0) {
+                descriptor = NULL;
+                return -ENOMEM;
         }
+        return open_passed(d, descriptor, i < n ? paths[i] : NULL, flags);
+}
+
+unsigned device_take_passed(Device *d, const char *name, int *ret_fds, unsigned max) {
+        unsigned n = 0;
+
+        while (n < max) {
+                int fd = passed_fds_take(d->passed, name);
+
+                if (fd < 0)
+                        break;
+                ret_fds[n++] = fd;
+        }
+        return n;
+}
+
+struct PassedFds *device_passed(Device *d) {
+        return d->passed;
+}
+
+bool device_is_managed(Device *d) {
+        return d->passed->managed;
+}
+
+/* A predecessor's descriptor, or a new one that a successor will find. */
+static int open_kept(Device *d, const char *name, size_t size, bool *ret_found) {
+        _cleanup_close_ int fd = passed_fds_take(d->passed, name);
+        struct stat st;
+        int r;
+
+        if (fd >= 0) {
+                if (fstat(fd, &st) < 0)
+                        return -errno;
+                *ret_found = (uint64_t) st.st_size == size;
+                if (*ret_found)
+                        return TAKE_FD(fd);
+                /* An older version's: nobody needs it any more. */
+                (void) passed_fds_forget(d->passed, name);
+                fd = safe_close(fd);
+        }
+        fd = memfd_create_sealed(name, size, 0);
         if (fd < 0)
                 return fd;
-        /* Ours now: nobody asks for it twice. */
-        return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ? -errno : fd;
+        r = passed_fds_keep(d->passed, name, fd);
+        if (r < 0)
+                (void) log_warning_errno(r, "Cannot have the service manager keep the device's state: %m");
+        *ret_found = false;
+        return TAKE_FD(fd);
+}
+
+int device_keep(Device *d, const char *name, size_t size, void **ret) {
+        _cleanup_close_ int fd = -EBADF;
+        bool found = false;
+        void *p;
+
+        fd = open_kept(d, name, size, &found);
+        if (fd < 0)
+                return fd;
+        p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (p == MAP_FAILED)
+                return -errno;
+        *ret = p;
+        return found;
 }
 
 void device_set_features(Device *d, uint64_t features) {
@@ -141,6 +208,15 @@ bool device_is_running(Device *d) {
         return d->session && d->session->started && !d->session->broken;
 }
 
+const GuestMemory *device_memory(Device *d) {
+        return d->session && d->session->memory.n_regions > 0 ? &d->session->memory : NULL;
+}
+
+void device_changed(Device *d) {
+        if (d->changed)
+                d->changed(d->changed_userdata);
+}
+
 void device_config_changed(Device *d) {
         if (d->session)
                 session_send_config_change(d->session);
@@ -156,7 +232,9 @@ void session_break(Session *s, const char *reason) {
 
         if (s->broken)
                 return;
+        session_keep_touch(s); /* a successor has no need of a broken session */
         s->broken = true;
+        s->reason = strdup(reason);
         if (log_ratelimit(&s->complaints, &suppressed))
                 log_warning("The guest broke the rules of its device: %s. Nothing more is done for it until its driver resets it.",
                         reason);
@@ -167,6 +245,13 @@ void session_break(Session *s, const char *reason) {
                 }
         session_send_config_change(s);
         rings_update_later(s);
+        device_changed(s->device);
+}
+
+void session_mend(Session *s) {
+        s->broken = false;
+        s->reason = mfree(s->reason);
+        device_changed(s->device);
 }
 
 void device_broken(Device *d, const char *format, ...) {

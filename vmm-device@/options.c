@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include <ctype.h>
-
 #include "options.h"
+#include "parse.h"
+
+typedef struct OptionValues {
+        char **values; /* more than one only for a list */
+        size_t n;
+} OptionValues;
 
 struct DeviceOptions {
         const DeviceType *type;
         size_t n;
-        char **values; /* by index in type->options */
+        OptionValues *options; /* by index in type->options */
 };
 
 static size_t count_options(const DeviceType *type) {
@@ -25,8 +29,8 @@ int device_options_new(const DeviceType *type, DeviceOptions **ret) {
                 return -ENOMEM;
         options->type = type;
         options->n = count_options(type);
-        options->values = calloc(options->n + 1, sizeof(char *));
-        if (!options->values) {
+        options->options = calloc(options->n + 1, sizeof(OptionValues));
+        if (!options->options) {
                 free(options);
                 return -ENOMEM;
         }
@@ -37,9 +41,12 @@ int device_options_new(const DeviceType *type, DeviceOptions **ret) {
 DeviceOptions *device_options_free(DeviceOptions *options) {
         if (!options)
                 return NULL;
-        for (size_t i = 0; i < options->n; i++)
-                free(options->values[i]);
-        free(options->values);
+        for (size_t i = 0; i < options->n; i++) {
+                for (size_t j = 0; j < options->options[i].n; j++)
+                        free(options->options[i].values[j]);
+                free(options->options[i].values);
+        }
+        free(options->options);
         return mfree(options);
 }
 
@@ -50,29 +57,6 @@ static int parse_boolean(const char *s, bool *ret) {
                 *ret = false;
         else
                 return -EINVAL;
-        return 0;
-}
-
-/* Decimal digits, and for a size one of K, M, G, T behind them. */
-static int parse_number(const char *s, bool suffix, uint64_t *ret) {
-        static const char units[] = "KMGT";
-        uint64_t v = 0;
-        const char *unit;
-        size_t i;
-
-        for (i = 0; isdigit((unsigned char) s[i]); i++)
-                if (__builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, (uint64_t) (s[i] - '0'), &v))
-                        return -ERANGE;
-        if (i == 0)
-                return -EINVAL;
-        if (s[i] != 0) {
-                unit = suffix ? strchr(units, s[i]) : NULL;
-                if (!unit || s[i + 1] != 0)
-                        return -EINVAL;
-                if (__builtin_mul_overflow(v, UINT64_C(1024) << (10 * (unit - units)), &v))
-                        return -ERANGE;
-        }
-        *ret = v;
         return 0;
 }
 
@@ -94,17 +78,21 @@ static bool value_is_valid(const DeviceOption *option, const char *value) {
 
         case DEVICE_OPTION_UNSIGNED:
         case DEVICE_OPTION_SIZE:
-                return parse_number(value, option->kind == DEVICE_OPTION_SIZE, &number) >= 0 &&
+                return (option->kind == DEVICE_OPTION_SIZE ? parse_size : parse_unsigned)(value, &number) >= 0 &&
                         number >= option->minimum && (option->maximum == 0 || number <= option->maximum) &&
                         (!option->values || is_one_of(value, option->values));
 
         case DEVICE_OPTION_STRING:
-                return option->maximum == 0 || strlen(value) <= option->maximum;
+        case DEVICE_OPTION_STRINGS:
+        case DEVICE_OPTION_INTERFACE:
+                return (option->maximum == 0 || strlen(value) <= option->maximum) && (!option->is_valid || option->is_valid(value));
 
         case DEVICE_OPTION_ENUM:
                 return is_one_of(value, option->values);
 
         case DEVICE_OPTION_PATH:
+        case DEVICE_OPTION_PATHS:
+        case DEVICE_OPTION_DIRECTORY:
                 return *value != 0;
         }
         return false;
@@ -125,11 +113,34 @@ static int argument_matches(const DeviceOption *option, const char *argument, co
         return 1;
 }
 
+/* A list gets one more; of other options the last value counts. */
+static int add_value(const DeviceOption *option, OptionValues *values, const char *value, char **ret_message) {
+        char **grown, *copy;
+
+        if (device_option_is_list(option) && values->n >= DEVICE_OPTION_LIST_MAX)
+                return set_message(ret_message, -E2BIG, "\"%s\" has more than %d values", option->name, DEVICE_OPTION_LIST_MAX);
+        copy = strdup(value);
+        if (!copy)
+                return -ENOMEM;
+        if (values->n > 0 && !device_option_is_list(option)) {
+                free(values->values[0]);
+                values->values[0] = copy;
+                return 0;
+        }
+        grown = reallocarray(values->values, values->n + 1, sizeof(char *));
+        if (!grown) {
+                free(copy);
+                return -ENOMEM;
+        }
+        grown[values->n++] = copy;
+        values->values = grown;
+        return 0;
+}
+
 int device_options_add(DeviceOptions *options, const char *argument, char **ret_message) {
         for (size_t i = 0; i < options->n; i++) {
                 const DeviceOption *option = &options->type->options[i];
                 const char *value;
-                char *copy;
                 int r;
 
                 r = argument_matches(option, argument, &value);
@@ -142,28 +153,51 @@ int device_options_add(DeviceOptions *options, const char *argument, char **ret_
                 if (!value_is_valid(option, value))
                         return set_message(ret_message, -EINVAL, "'%s': not a value for \"%s\" (%s)", argument, option->name,
                                 option->description);
-                copy = strdup(value);
-                if (!copy)
-                        return -ENOMEM;
-                free(options->values[i]);
-                options->values[i] = copy;
-                return 0;
+                return add_value(option, &options->options[i], value, ret_message);
         }
         return set_message(ret_message, -EINVAL, "'%s': not an option of a %s device", argument, options->type->name);
 }
 
-const char *device_options_get(const DeviceOptions *options, const char *name) {
+const char *const *device_options_list(const DeviceOptions *options, const char *name, size_t *ret_n) {
         for (size_t i = 0; i < options->n; i++)
-                if (streq(options->type->options[i].name, name))
-                        return options->values[i];
+                if (streq(options->type->options[i].name, name)) {
+                        *ret_n = options->options[i].n;
+                        return (const char *const *) options->options[i].values;
+                }
+        *ret_n = 0;
         return NULL;
+}
+
+const char *device_options_get(const DeviceOptions *options, const char *name) {
+        size_t n;
+        const char *const *values = device_options_list(options, name, &n);
+
+        return n > 0 ? values[0] : NULL;
+}
+
+int device_options_check(const DeviceOptions *options, char **ret_message) {
+        for (const DeviceOption *option = options->type->options; option->name; option++) {
+                bool given = device_options_get(options, option->name);
+                const char *condition = given ? option->only_where : option->required_where, *value;
+                _cleanup_free_ char *name = NULL;
+
+                if (!condition)
+                        continue;
+                value = device_options_get(options, device_condition_option(options->type, condition)->name);
+                if (device_condition_holds(options->type, condition, value) == given)
+                        continue;
+                name = device_option_argument_name(option->name);
+                return set_message(ret_message, -EINVAL, "A %s device %s --%s= %s %s", options->type->name,
+                        given ? "takes" : "needs", name ?: "?", given ? "only where" : "where", condition);
+        }
+        return 0;
 }
 
 uint64_t device_options_number(const DeviceOptions *options, const char *name, uint64_t otherwise) {
         const char *value = device_options_get(options, name);
         uint64_t number;
 
-        return value && parse_number(value, true, &number) >= 0 ? number : otherwise;
+        return value && parse_size(value, &number) >= 0 ? number : otherwise;
 }
 
 bool device_options_boolean(const DeviceOptions *options, const char *name, bool otherwise) {

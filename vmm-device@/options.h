@@ -17,6 +17,10 @@ int device_options_add(DeviceOptions *options, const char *argument, char **ret_
 
 /* By name as in the table (camelCase); NULL where it was not given. */
 const char *device_options_get(const DeviceOptions *options, const char *name);
+/* Each value of a list, in the order of the command line. */
+const char *const *device_options_list(const DeviceOptions *options, const char *name, size_t *ret_n);
+/* What the options have to do with each other (only_where, required_where), once all are there. -EINVAL with *ret_message where that is wrong. */
+int device_options_check(const DeviceOptions *options, char **ret_message);
 /* The number an unsigned or size option stands for; the text has been checked. */
 uint64_t device_options_number(const DeviceOptions *options, const char *name, uint64_t otherwise);
 bool device_options_boolean(const DeviceOptions *options, const char *name, bool otherwise);

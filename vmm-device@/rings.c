@@ -10,7 +10,7 @@
 #include <linux/virtio_ring.h>
 #include <sys/epoll.h>
 
-#include "frame.h"
+#include "session-keep.h"
 
 static int on_update(sd_event_source *source, void *userdata);
 
@@ -64,6 +64,7 @@ void rings_suspend(Session *s) {
                 return;
         s->device->class->stop(s->device);
         s->started = false;
+        device_changed(s->device);
 }
 
 /* Takes the ring out of service; the device is suspended. */
@@ -96,11 +97,15 @@ void rings_reset(Session *s) {
         for (unsigned i = 0; i < s->device->n_queues; i++) {
                 Ring *ring = &s->rings[i];
 
+                if (ring->kick_fd >= 0)
+                        session_keep_fd(s, SESSION_FD_KICK, i, -EBADF);
                 ring->kick_fd = safe_close(ring->kick_fd);
                 *ring = (Ring) { .session = s, .kick_fd = -EBADF, .call_fd = ring->call_fd, .err_fd = ring->err_fd };
         }
         inflight_clear(&s->inflight);
-        s->broken = false;
+        session_mend(s);
+        if (s->device->class->reset)
+                s->device->class->reset(s->device);
 }
 
 void rings_heal_when_stopped(Session *s) {
@@ -111,7 +116,7 @@ void rings_heal_when_stopped(Session *s) {
                         return;
         /* What broke it may have been taken, and must not be taken again. */
         inflight_clear(&s->inflight);
-        s->broken = false;
+        session_mend(s);
 }
 
 void rings_update_later(Session *s) {
@@ -169,6 +174,28 @@ static void signal_once(const Ring *ring) {
         }
 }
 
+/* A driver may make a queue larger than the device offers, and its front-end let it do so: SeaBIOS 1.16.3 does, under QEMU, which then has a log for what
+ * is offered. */
+static QueueRegionSplit *find_log(Session *s, const Ring *ring) {
+        unsigned index = (unsigned) (ring - s->rings);
+
+        if (!s->inflight.mapping || ring->num <= s->inflight.queue_size)
+                return inflight_region(&s->inflight, index);
+        if (log_ratelimit(&s->complaints, NULL))
+                log_warning("The front-end's in-flight log is for queues of %u, and queue %u has %u: what is in flight would be lost with us.",
+                        s->inflight.queue_size, index, ring->num);
+        return NULL;
+}
+
+/* Where a predecessor was when it died, as far as the log does not know better: behind what it gave back. */
+static void find_base(Session *s, Ring *ring) {
+        const struct vring_used *used = guest_memory_at_user(&s->memory, ring->address.used_user_addr, sizeof(struct vring_used));
+
+        if (ring->resumed && used && (uintptr_t) used % 4 == 0)
+                ring->base = __atomic_load_n(&used->idx, __ATOMIC_ACQUIRE);
+        ring->resumed = false;
+}
+
 static int ring_attach(Session *s, Ring *ring) {
         unsigned index = (unsigned) (ring - s->rings);
         VirtqueueSetup setup = {
@@ -176,22 +203,24 @@ static int ring_attach(Session *s, Ring *ring) {
                 .desc_user_addr = ring->address.desc_user_addr,
                 .avail_user_addr = ring->address.avail_user_addr,
                 .used_user_addr = ring->address.used_user_addr,
-                .base = ring->base,
                 .event_idx = s->features & (UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX),
                 .indirect = s->features & (UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC),
-                .log = inflight_region(&s->inflight, index),
+                .log = find_log(s, ring),
                 .log_num = s->inflight.queue_size,
         };
         int r;
 
+        find_base(s, ring);
+        setup.base = ring->base;
         r = virtqueue_new(&s->memory, &setup, &ring->queue);
+        if (r == -EFAULT && ring->may_wait)
+                return 0;
         if (r == -EFAULT || r == -EINVAL) {
                 session_break(s, "a queue does not lie in guest memory, or not aligned");
                 return 0;
         }
         if (r == -EBADMSG)
-                return log_error_errno(r, "The in-flight log of queue %u is not one of version %u for %u descriptors.", index,
-                        QUEUE_REGION_VERSION, ring->num);
+                return log_error_errno(r, "The in-flight log of queue %u is not one of version %u.", index, QUEUE_REGION_VERSION);
         if (r < 0)
                 return log_error_errno(r, "Cannot serve queue %u: %m", index);
         virtqueue_set_call_fd(ring->queue, ring->call_fd);
@@ -214,6 +243,8 @@ static int start_and_process(Session *s) {
         if (r < 0)
                 return log_error_errno(r, "Cannot start the device: %m");
         s->started = true;
+        device_changed(s->device);
+        session_keep_settle(s); /* from here on, what is under way is in the log */
         for (unsigned i = 0; i < s->device->n_queues; i++)
                 if (ring_is_served(&s->rings[i])) {
                         r = ring_process(s, &s->rings[i]);
@@ -223,8 +254,8 @@ static int start_and_process(Session *s) {
         return 0;
 }
 
-static int on_update(sd_event_source *source, void *userdata) {
-        Session *s = userdata;
+/* > 0 where a ring is served by now. */
+static int attach_complete(Session *s) {
         bool any = false;
         int r;
 
@@ -235,17 +266,45 @@ static int on_update(sd_event_source *source, void *userdata) {
                         /* A device learns of its queues when it starts. */
                         rings_suspend(s);
                         r = ring_attach(s, ring);
-                        if (r < 0) {
-                                session_end(s);
-                                return 0;
-                        }
+                        if (r < 0)
+                                return r;
                 }
                 any = any || ring_is_served(ring);
         }
+        return any;
+}
 
+static int serve_attached(Session *s, bool any) {
         if (s->broken) {
                 rings_suspend(s);
                 return 0;
         }
-        return any && !s->started ? start_and_process(s) : 0;
+        if (any && !s->started)
+                return start_and_process(s);
+        session_keep_settle(s);
+        return 0;
+}
+
+static int on_update(sd_event_source *source, void *userdata) {
+        Session *s = userdata;
+        int r;
+
+        r = attach_complete(s);
+        if (r < 0) {
+                session_end(s);
+                return 0;
+        }
+        return serve_attached(s, r > 0);
+}
+
+int rings_take_up(Session *s) {
+        bool any = false;
+        int r;
+
+        for (unsigned i = 0; i < s->device->n_queues; i++)
+                any = any || s->rings[i].resumed;
+        if (!any)
+                return 0;
+        r = attach_complete(s);
+        return r < 0 ? r : serve_attached(s, r > 0);
 }

@@ -91,6 +91,12 @@ static void rng_describe(Device *d, json_object *into) {
         json_object_object_add(into, "bytes", json_object_new_uint64(rng->n_bytes));
 }
 
+static void rng_counters(Device *d, json_object *into) {
+        const Rng *rng = device_data(d);
+
+        json_object_object_add(into, "readBytes", json_object_new_uint64(rng->n_bytes));
+}
+
 const DeviceClass rng_device = {
         .name = "rng",
         .virtio_id = 4,
@@ -102,4 +108,5 @@ const DeviceClass rng_device = {
         .stop = rng_stop,
         .process = rng_process,
         .describe = rng_describe,
+        .counters = rng_counters,
 };

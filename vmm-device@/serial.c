@@ -7,6 +7,9 @@
  * a few milliseconds later and thus many bytes at once. While `output` is full the transmitter says that it is busy, as a
  * slow line would; drivers wait for that only for so long.
  *
+ * How much was put there, and how much of the clients' input is in the UART, is part of its state, which is saved with each access: so a successor
+ * goes on in both streams where the last access or change left them.
+ *
  * The interrupt line is ISA's, edge-triggered: one pulse whenever the UART's line rises. That is what a KVM irqfd without resampling
  * makes of a write, and 8250 drivers read IIR until nothing is pending. */
 
@@ -34,6 +37,12 @@
 #define LINES_BURST 3000
 #define LINES_INTERVAL_USEC (10 * USEC_PER_SEC)
 
+typedef struct SavedSerial {
+        uint8_t uart[UART_STATE_SIZE];
+        uint64_t terminal; /* terminal_id() of the one that these are about */
+        uint64_t output_end, input_taken;
+} SavedSerial;
+
 typedef struct Serial {
         Device *device;
         Terminal *terminal;
@@ -44,8 +53,10 @@ typedef struct Serial {
 
         pthread_mutex_t lock; /* guards all below */
         Uart uart;
-        uint8_t *output;
-        size_t n_output;
+        uint8_t *output;      /* a ring of OUTPUT_MAX bytes, which outlives us */
+        uint64_t output_end;  /* the terminal has what comes before terminal_output_bytes() */
+        uint64_t output_begin;
+        uint64_t input_taken; /* by the UART */
         bool held_up;  /* the guest was told to wait for room in `output` */
         bool told;     /* the event loop knows that there is output */
         int wake_fd;   /* eventfd: output has come, or the receiver has room */
@@ -58,11 +69,15 @@ static void wake(Serial *s) {
         (void) !write(s->wake_fd, &one, sizeof(one));
 }
 
+static size_t n_output(const Serial *s) {
+        return (size_t) (s->output_end - s->output_begin);
+}
+
 static void uart_send(void *userdata, uint8_t byte) {
         Serial *s = userdata;
 
-        if (s->n_output < OUTPUT_MAX)
-                s->output[s->n_output++] = byte;
+        if (n_output(s) < OUTPUT_MAX)
+                s->output[s->output_end++ % OUTPUT_MAX] = byte;
         if (!s->told) {
                 s->told = true;
                 wake(s);
@@ -72,9 +87,9 @@ static void uart_send(void *userdata, uint8_t byte) {
 static bool uart_can_send(void *userdata) {
         Serial *s = userdata;
 
-        if (s->n_output >= OUTPUT_MAX)
+        if (n_output(s) >= OUTPUT_MAX)
                 s->held_up = true;
-        return s->n_output < OUTPUT_MAX;
+        return n_output(s) < OUTPUT_MAX;
 }
 
 static void uart_interrupt(void *userdata) {
@@ -116,23 +131,62 @@ static void serial_reset(void *userdata) {
 static size_t serial_save(void *userdata, void *state, size_t size) {
         Serial *s = device_data(userdata);
 
+        SavedSerial saved = { .terminal = terminal_id(s->terminal) };
+
         (void) pthread_mutex_lock(&s->lock);
-        uart_save(&s->uart, state);
+        uart_save(&s->uart, saved.uart);
+        saved.output_end = s->output_end;
+        saved.input_taken = s->input_taken;
         (void) pthread_mutex_unlock(&s->lock);
-        return UART_STATE_SIZE;
+        memcpy(state, &saved, sizeof(saved));
+        return sizeof(saved);
+}
+
+/* Positions in the streams of this very terminal: else there is nothing to go on with. */
+static void load_positions(Serial *s, const SavedSerial *saved) {
+        if (saved->terminal != terminal_id(s->terminal) || saved->output_end < s->output_begin ||
+                saved->output_end - s->output_begin > OUTPUT_MAX)
+                return;
+        s->output_end = saved->output_end;
+        s->told = s->output_end != s->output_begin;
+        if (terminal_rewind_input(s->terminal, saved->input_taken) >= 0)
+                s->input_taken = saved->input_taken;
+        wake(s);
 }
 
 static int serial_load(void *userdata, const void *state, size_t size) {
         Serial *s = device_data(userdata);
         int r;
 
+        SavedSerial saved = {};
+
+        /* Without positions, as of one that knew of none. */
+        if (size != sizeof(saved) && size != sizeof(saved.uart))
+                return -EBADMSG;
+        memcpy(&saved, state, size);
         (void) pthread_mutex_lock(&s->lock);
-        r = uart_load(&s->uart, state, size);
+        r = uart_load(&s->uart, saved.uart, sizeof(saved.uart));
+        if (r >= 0)
+                load_positions(s, &saved);
         (void) pthread_mutex_unlock(&s->lock);
         return r;
 }
 
 /* In the event loop. */
+
+static void begin_change(Serial *s) {
+        BusServer *bus = device_bus(s->device);
+
+        if (bus)
+                bus_server_begin_change(bus);
+}
+
+static void end_change(Serial *s) {
+        BusServer *bus = device_bus(s->device);
+
+        if (bus)
+                bus_server_end_change(bus);
+}
 
 static void log_line(void *userdata, const char *line) {
         Serial *s = userdata;
@@ -148,25 +202,30 @@ static void log_line(void *userdata, const char *line) {
 static int on_output_timer(sd_event_source *source, uint64_t usec, void *userdata) {
         Serial *s = userdata;
         uint8_t buffer[4096];
-        size_t n;
+        size_t n, at;
+        bool more;
 
         (void) pthread_mutex_lock(&s->lock);
-        n = MIN(s->n_output, sizeof(buffer));
-        memcpy(buffer, s->output, n);
-        memmove(s->output, s->output + n, s->n_output - n);
-        s->n_output -= n;
-        if (s->n_output == 0)
-                s->told = false;
-        if (s->held_up && s->n_output < OUTPUT_MAX / 2) {
-                s->held_up = false;
-                uart_sent(&s->uart);
-        }
-        bool more = s->told;
+        at = s->output_begin % OUTPUT_MAX;
+        n = MIN(MIN(n_output(s), sizeof(buffer)), OUTPUT_MAX - at);
+        memcpy(buffer, s->output + at, n);
         (void) pthread_mutex_unlock(&s->lock);
 
         if (s->to_journal)
                 line_log_write(&s->line_log, buffer, n);
         terminal_output(s->terminal, buffer, n);
+
+        begin_change(s);
+        (void) pthread_mutex_lock(&s->lock);
+        s->output_begin += n;
+        s->told = n_output(s) > 0;
+        if (s->held_up && n_output(s) < OUTPUT_MAX / 2) {
+                s->held_up = false;
+                uart_sent(&s->uart);
+        }
+        more = s->told;
+        (void) pthread_mutex_unlock(&s->lock);
+        end_change(s);
         if (s->line_log.length > 0) {
                 (void) sd_event_source_set_time_relative(s->line_timer, LINE_DELAY_USEC);
                 (void) sd_event_source_set_enabled(s->line_timer, SD_EVENT_ONESHOT);
@@ -190,6 +249,7 @@ static void receive(void *userdata) {
         uint8_t buffer[UART_FIFO_SIZE];
         size_t n, taken;
 
+        begin_change(s);
         (void) pthread_mutex_lock(&s->lock);
         do {
                 /* What the UART has no room for stays where it is: the room is known beforehand. */
@@ -197,8 +257,10 @@ static void receive(void *userdata) {
 
                 n = terminal_take_input(s->terminal, buffer, MIN(room, sizeof(buffer)));
                 taken = uart_receive(&s->uart, buffer, n);
+                s->input_taken += n;
         } while (n > 0 && taken == n);
         (void) pthread_mutex_unlock(&s->lock);
+        end_change(s);
 }
 
 static int on_wake(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
@@ -267,6 +329,7 @@ static int add_sources(Serial *s) {
 }
 
 static int serial_open(Device *d) {
+        void *output;
         Serial *s;
         int r;
 
@@ -288,13 +351,18 @@ static int serial_open(Device *d) {
                 .userdata = s,
         };
         uart_reset(&s->uart);
-        s->output = malloc(OUTPUT_MAX);
-        if (!s->output)
-                return log_oom();
+        r = device_keep(d, "serial-output", OUTPUT_MAX, &output);
+        if (r < 0)
+                return log_error_errno(r, "Cannot make room for the port's output: %m");
+        s->output = output;
 
         r = terminal_new(device_event(d), HISTORY_SIZE, receive, s, &s->terminal);
+        if (r >= 0)
+                r = terminal_keep(s->terminal, device_passed(d), "terminal");
         if (r < 0)
                 return log_error_errno(r, "Cannot make the port's terminal: %m");
+        s->output_begin = s->output_end = terminal_output_bytes(s->terminal);
+        s->input_taken = terminal_input_bytes(s->terminal);
         r = open_output(s);
         if (r < 0)
                 return r;
@@ -310,7 +378,7 @@ static void serial_close(Device *d) {
         if (!s)
                 return;
         if (s->output_timer && s->terminal)
-                while (s->n_output > 0) /* the bus thread has ended */
+                while (n_output(s) > 0) /* the bus thread has ended */
                         (void) on_output_timer(NULL, 0, s);
         line_log_flush(&s->line_log);
         (void) sd_event_source_disable_unref(s->wake_source);
@@ -319,7 +387,6 @@ static void serial_close(Device *d) {
         (void) terminal_free(s->terminal);
         (void) safe_close(s->wake_fd);
         (void) pthread_mutex_destroy(&s->lock);
-        free(s->output);
         free(s);
         device_set_data(d, NULL);
 }
@@ -334,11 +401,24 @@ static void serial_describe(Device *d, json_object *into) {
 
 static int serial_open_console(Device *d, VarlinkCall *call, json_object *parameters) {
         Serial *s = device_data(d);
-        return terminal_reply_open(s->terminal, call);
+        return json_object_object_get(parameters, "port") ? terminal_reply_no_port(call, parameters) :
+                terminal_reply_open(s->terminal, call);
+}
+
+static int serial_attach_console(Device *d, VarlinkCall *call, json_object *parameters) {
+        Serial *s = device_data(d);
+        return json_object_object_get(parameters, "port") ? terminal_reply_no_port(call, parameters) :
+                terminal_reply_attach(s->terminal, call, parameters);
+}
+
+static void serial_counters(Device *d, json_object *into) {
+        Serial *s = device_data(d);
+        terminal_count(s->terminal, NULL, into);
 }
 
 static const DeviceControl serial_control[] = {
         { "OpenConsole", serial_open_console, .privileged = true },
+        { "AttachConsole", serial_attach_console, .privileged = true },
         {},
 };
 
@@ -358,5 +438,6 @@ const DeviceClass serial_device = {
         .close = serial_close,
         .describe = serial_describe,
         .control = serial_control,
+        .counters = serial_counters,
         .bus = &serial_bus,
 };

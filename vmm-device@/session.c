@@ -7,15 +7,17 @@
 #include <linux/virtio_config.h>
 #include <sys/epoll.h>
 
-#include "frame.h"
+#include "session-keep.h"
 
 #define PROTOCOL_FEATURES                                                                                      \
         (UINT64_C(1) << VHOST_USER_PROTOCOL_F_MQ | UINT64_C(1) << VHOST_USER_PROTOCOL_F_REPLY_ACK |            \
                 UINT64_C(1) << VHOST_USER_PROTOCOL_F_BACKEND_REQ | UINT64_C(1) << VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD | \
-                UINT64_C(1) << VHOST_USER_PROTOCOL_F_RESET_DEVICE | UINT64_C(1) << VHOST_USER_PROTOCOL_F_STATUS)
+                UINT64_C(1) << VHOST_USER_PROTOCOL_F_RESET_DEVICE | UINT64_C(1) << VHOST_USER_PROTOCOL_F_STATUS |         \
+                UINT64_C(1) << VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |     \
+                UINT64_C(1) << VHOST_USER_PROTOCOL_F_DEVICE_STATE)
 
 /* CONFIG only where there is configuration space: front-ends take the bit for "has some". */
-static uint64_t protocol_features(const Device *d) {
+uint64_t session_protocol_features(const Device *d) {
         return PROTOCOL_FEATURES | (d->class->config_size > 0 ? UINT64_C(1) << VHOST_USER_PROTOCOL_F_CONFIG : 0);
 }
 
@@ -52,17 +54,19 @@ static int handle_set_features(Session *s, uint64_t features) {
 }
 
 static int handle_set_protocol_features(Session *s, uint64_t features) {
-        if (features & ~protocol_features(s->device))
+        if (features & ~session_protocol_features(s->device))
                 return -EINVAL;
         s->protocol_features = features;
         return 0;
 }
 
 static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
-        int r;
+        int r = 0;
 
         /* Nothing may point into the old mappings when they go. */
         rings_withdraw_all(s);
+        for (unsigned i = 0; i < s->device->n_queues; i++)
+                s->rings[i].may_wait = false;
         guest_memory_done(&s->memory);
         for (uint32_t i = 0; i < msg->payload.memory.nregions; i++) {
                 VhostUserMemoryRegion region = msg->payload.memory.regions[i];
@@ -71,10 +75,41 @@ static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
                         region.memory_size, region.userspace_addr);
                 if (r < 0) {
                         guest_memory_done(&s->memory); /* all of it, or nothing */
-                        return r;
+                        break;
                 }
+                r = 0;
         }
-        return 0;
+        session_keep_memory(s);
+        return r;
+}
+
+/* One region more ("memory hot-plug"). The rings are taken up again on what there is then. QEMU before 8.0 says it once for each pair of a
+ * network's queues, so what is there already takes the place of itself, and what is not there is as good as removed. */
+static int handle_add_mem_reg(Session *s, VhostUserMemoryRegion region, int *fds) {
+        int r;
+
+        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))
+                return -EPROTO;
+        rings_withdraw_all(s);
+        (void) guest_memory_remove(&s->memory, region.guest_phys_addr, region.memory_size, region.userspace_addr);
+        r = guest_memory_add(&s->memory, TAKE_FD(fds[0]), region.mmap_offset, region.guest_phys_addr, region.memory_size,
+                region.userspace_addr);
+        session_keep_memory(s);
+        return r;
+}
+
+static int handle_rem_mem_reg(Session *s, VhostUserMemoryRegion region) {
+        int r;
+
+        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))
+                return -EPROTO;
+        rings_withdraw_all(s);
+        /* A region that changes is removed and added: until then its rings wait. */
+        for (unsigned i = 0; i < s->device->n_queues; i++)
+                s->rings[i].may_wait = true;
+        r = guest_memory_remove(&s->memory, region.guest_phys_addr, region.memory_size, region.userspace_addr);
+        session_keep_memory(s);
+        return r == -ENOENT ? 0 : r;
 }
 
 static int handle_set_vring_num(Session *s, struct vhost_vring_state state) {
@@ -107,6 +142,7 @@ static int handle_set_vring_addr(Session *s, struct vhost_vring_addr address) {
         ring_withdraw(s, address.index);
         ring->address = address;
         ring->have_address = true;
+        ring->may_wait = false;
         rings_update_later(s);
         return 0;
 }
@@ -137,6 +173,7 @@ static int handle_get_vring_base(Session *s, VhostUserMsg *msg) {
                 return r;
         ring_withdraw(s, index);
         ring->kick_fd = safe_close(ring->kick_fd);
+        session_keep_fd(s, SESSION_FD_KICK, index, -EBADF);
         rings_heal_when_stopped(s);
         msg->payload.state.num = ring->base;
         return reply(s, msg, sizeof(msg->payload.state), NULL, 0);
@@ -156,6 +193,7 @@ static int handle_set_vring_kick(Session *s, uint64_t payload, int *fds) {
         ring_withdraw(s, index);
         (void) safe_close(ring->kick_fd);
         ring->kick_fd = TAKE_FD(fds[0]);
+        session_keep_fd(s, SESSION_FD_KICK, index, ring->kick_fd);
         rings_update_later(s);
         return 0;
 }
@@ -184,6 +222,7 @@ static int handle_set_vring_call(Session *s, uint64_t payload, int *fds) {
         r = take_signal_fd(&ring->call_fd, payload, fds);
         if (ring->queue)
                 virtqueue_set_call_fd(ring->queue, ring->call_fd);
+        session_keep_fd(s, SESSION_FD_CALL, payload & VHOST_USER_VRING_INDEX_MASK, ring->call_fd);
         return r;
 }
 
@@ -192,7 +231,11 @@ static int handle_set_vring_err(Session *s, uint64_t payload, int *fds) {
         int r;
 
         r = find_ring(s, payload & VHOST_USER_VRING_INDEX_MASK, &ring);
-        return r < 0 ? r : take_signal_fd(&ring->err_fd, payload, fds);
+        if (r < 0)
+                return r;
+        r = take_signal_fd(&ring->err_fd, payload, fds);
+        session_keep_fd(s, SESSION_FD_ERROR, payload & VHOST_USER_VRING_INDEX_MASK, ring->err_fd);
+        return r;
 }
 
 static int handle_set_vring_enable(Session *s, struct vhost_vring_state state) {
@@ -220,6 +263,7 @@ static int handle_set_backend_req_fd(Session *s, int *fds) {
                 return -errno;
         (void) safe_close(s->backend_fd);
         s->backend_fd = TAKE_FD(fds[0]);
+        session_keep_fd(s, SESSION_FD_BACKEND, 0, s->backend_fd);
         return 0;
 }
 
@@ -267,10 +311,30 @@ static int handle_get_inflight_fd(Session *s, VhostUserMsg *msg) {
         return reply(s, msg, msg->header.size, &fd, 1);
 }
 
+/* In place of the front-end's descriptor it gets one of ours. An error ends the transfer, not the session. */
+static int handle_set_device_state_fd(Session *s, VhostUserMsg *msg) {
+        _cleanup_close_ int fd = -EBADF;
+        int r = device_transfer_begin(s, msg->payload.transfer.direction, msg->payload.transfer.phase, &fd);
+
+        if (r < 0)
+                return reply_u64(s, msg, VHOST_USER_TRANSFER_NOFD | 1);
+        msg->payload.u64 = 0;
+        return reply(s, msg, sizeof(uint64_t), &fd, 1);
+}
+
+static int handle_check_device_state(Session *s, VhostUserMsg *msg) {
+        return reply_u64(s, msg, device_transfer_check(s) < 0 ? 1 : 0);
+}
+
 static int handle_set_inflight_fd(Session *s, VhostUserInflight inflight, int *fds) {
+        int r;
+
         rings_withdraw_all(s);
-        return inflight_open(&s->inflight, fds[0], inflight.mmap_size, inflight.mmap_offset, inflight.num_queues,
+        r = inflight_open(&s->inflight, fds[0], inflight.mmap_size, inflight.mmap_offset, inflight.num_queues,
                 inflight.queue_size);
+        if (r >= 0)
+                session_keep_inflight(s, &inflight, fds[0]);
+        return r;
 }
 
 static int handle_set_status(Session *s, uint64_t status) {
@@ -305,13 +369,16 @@ static int handle_query(Session *s, VhostUserMsg *msg) {
                 return reply_u64(s, msg, device_offered_features(s->device));
 
         case VHOST_USER_GET_PROTOCOL_FEATURES:
-                return reply_u64(s, msg, protocol_features(s->device));
+                return reply_u64(s, msg, session_protocol_features(s->device));
 
         case VHOST_USER_GET_QUEUE_NUM:
                 return reply_u64(s, msg, s->device->n_queues);
 
         case VHOST_USER_GET_STATUS:
                 return reply_u64(s, msg, s->status | (s->broken ? VIRTIO_CONFIG_S_NEEDS_RESET : 0));
+
+        case VHOST_USER_GET_MAX_MEM_SLOTS:
+                return reply_u64(s, msg, GUEST_MEMORY_REGIONS_MAX);
 
         case VHOST_USER_GET_VRING_BASE:
                 return handle_get_vring_base(s, msg);
@@ -321,6 +388,12 @@ static int handle_query(Session *s, VhostUserMsg *msg) {
 
         case VHOST_USER_GET_INFLIGHT_FD:
                 return handle_get_inflight_fd(s, msg);
+
+        case VHOST_USER_SET_DEVICE_STATE_FD:
+                return handle_set_device_state_fd(s, msg);
+
+        case VHOST_USER_CHECK_DEVICE_STATE:
+                return handle_check_device_state(s, msg);
         }
         return -EOPNOTSUPP;
 }
@@ -342,6 +415,12 @@ static int handle_command(Session *s, const VhostUserMsg *msg, int *fds) {
 
         case VHOST_USER_SET_MEM_TABLE:
                 return handle_set_mem_table(s, msg, fds);
+
+        case VHOST_USER_ADD_MEM_REG:
+                return handle_add_mem_reg(s, msg->payload.mem_reg.region, fds);
+
+        case VHOST_USER_REM_MEM_REG:
+                return handle_rem_mem_reg(s, msg->payload.mem_reg.region);
 
         case VHOST_USER_SET_VRING_NUM:
                 return handle_set_vring_num(s, msg->payload.state);
@@ -404,9 +483,12 @@ static int on_message(sd_event_source *source, int fd, uint32_t revents, void *u
         Session *s = userdata;
         int r;
 
+        session_keep_touch(s);
         r = vhost_user_receiver_step(&s->receiver, fd);
         if (r > 0) {
-                r = handle_request(s);
+                r = rings_take_up(s);
+                if (r >= 0)
+                        r = handle_request(s);
                 vhost_user_receiver_done(&s->receiver);
         }
         if (r == -ENODATA) {
@@ -415,11 +497,12 @@ static int on_message(sd_event_source *source, int fd, uint32_t revents, void *u
         } else if (r < 0) {
                 (void) log_warning_errno(r, "The session with the front-end ends: %m");
                 session_end(s);
-        }
+        } else
+                session_keep_settle(s);
         return 0;
 }
 
-int session_new(Device *d, int fd) {
+int session_make(Device *d, int fd, Session **ret) {
         Session *s;
         int r, flags;
 
@@ -435,6 +518,7 @@ int session_new(Device *d, int fd) {
                 .complaints = { .interval_usec = 30 * USEC_PER_SEC, .burst = 5 },
         };
         d->session = s;
+        device_changed(d);
 
         flags = fcntl(fd, F_GETFL);
         r = flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
@@ -444,21 +528,41 @@ int session_new(Device *d, int fd) {
                 r = sd_event_add_io(d->event, &s->source, fd, EPOLLIN, on_message, s);
         if (r < 0)
                 (void) session_free(s);
+        else
+                *ret = s;
+        return r;
+}
+
+int session_new(Device *d, int fd) {
+        Session *s;
+        int r;
+
+        r = session_make(d, fd, &s);
+        if (r < 0)
+                return r;
+        r = session_keep_begin(s);
+        if (r < 0)
+                (void) session_free(s);
         return r;
 }
 
 Session *session_free(Session *s) {
         if (!s)
                 return NULL;
+        session_keep_touch(s);
         rings_withdraw_all(s);
         s->source = sd_event_source_disable_unref(s->source);
+        session_keep_end(s);
         vhost_user_receiver_done(&s->receiver);
         rings_free(s);
+        s->transfer = device_transfer_free(s->transfer);
         inflight_done(&s->inflight);
         guest_memory_done(&s->memory);
         s->backend_fd = safe_close(s->backend_fd);
         s->fd = safe_close(s->fd);
+        free(s->reason);
         s->device->session = NULL;
+        device_changed(s->device);
         return mfree(s);
 }
 
@@ -477,6 +581,8 @@ void session_send_config_change(Session *s) {
         if (s->backend_fd < 0 || !has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIG))
                 return;
         r = vhost_user_send(s->backend_fd, &msg, NULL, 0);
-        if (r < 0 && log_ratelimit(&s->complaints, NULL))
+        /* A full socket holds such a message that is still to be read, and the reading that follows it sees this change too. */
+        if (r < 0 && r != -EAGAIN && log_ratelimit(&s->complaints, NULL))
                 (void) log_warning_errno(r, "Cannot tell the front-end that the configuration has changed: %m");
+        session_keep_config(s);
 }

@@ -26,40 +26,45 @@ static int learn_names(Sockets *s, const char *path) {
         return s->machine && s->name ? 0 : -ENOMEM;
 }
 
-/* Takes one passed descriptor where it is a socket of ours. */
+/* Takes one passed descriptor where it is a socket of ours: 1 then. */
 static int take_listening(Sockets *s, int fd) {
         struct sockaddr_un address = {};
         socklen_t length = sizeof(address) - 1; /* the path stays terminated */
-        int *slot;
+        int *slot, r;
 
         if (getsockname(fd, (struct sockaddr *) &address, &length) < 0 || address.sun_family != AF_UNIX)
                 return 0;
         if (endswith(address.sun_path, ".varlink"))
                 slot = &s->varlink;
-        else if (endswith(address.sun_path, ".vhost-user") || endswith(address.sun_path, ".bus"))
+        else if (endswith(address.sun_path, ".vsock"))
+                slot = &s->vsock;
+        else if (endswith(address.sun_path, ".vsock" VSOCK_MESSAGES_SUFFIX))
+                slot = &s->vsock_messages;
+        else if (endswith(address.sun_path, ".vhost-user") || endswith(address.sun_path, ".bus") || endswith(address.sun_path, ".plugin"))
                 slot = &s->transport;
         else
                 return 0;
         if (*slot >= 0)
                 return -EEXIST;
-        if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
-                return -errno;
+        r = learn_names(s, address.sun_path);
+        if (r < 0)
+                return r;
         *slot = fd;
-        return learn_names(s, address.sun_path);
+        return 1;
 }
 
-int sockets_from_manager(Sockets *s) {
-        int n, r;
+int sockets_from_manager(Sockets *s, PassedFds *passed) {
+        for (size_t i = 0; i < passed->n; i++) {
+                PassedFd *p = &passed->fds[i];
+                int r;
 
-        n = sd_listen_fds(0);
-        if (n < 0)
-                return n;
-        for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
-                if (sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+                if (sd_is_socket(p->fd, AF_UNIX, 0, 1) <= 0)
                         continue;
-                r = take_listening(s, fd);
+                r = take_listening(s, p->fd);
                 if (r < 0)
                         return r;
+                if (r > 0)
+                        p->fd = -EBADF;
         }
         return 0;
 }
@@ -91,7 +96,7 @@ static int remove_stale(const char *path) {
         return unlink(path) < 0 ? -errno : 0;
 }
 
-int socket_listen(const char *path) {
+static int listen_as(const char *path, int type) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int fd = -EBADF;
         int r;
@@ -103,7 +108,7 @@ int socket_listen(const char *path) {
         if (r < 0)
                 return r;
 
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0)
                 return -errno;
         if (bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
@@ -113,10 +118,20 @@ int socket_listen(const char *path) {
         return TAKE_FD(fd);
 }
 
+int socket_listen(const char *path) {
+        return listen_as(path, SOCK_STREAM);
+}
+
+int socket_listen_packets(const char *path) {
+        return listen_as(path, SOCK_SEQPACKET);
+}
+
 void sockets_done(Sockets *s) {
         s->transport = safe_close(s->transport);
         s->connection = safe_close(s->connection);
         s->varlink = safe_close(s->varlink);
+        s->vsock = safe_close(s->vsock);
+        s->vsock_messages = safe_close(s->vsock_messages);
         s->machine = mfree(s->machine);
         s->name = mfree(s->name);
 }
