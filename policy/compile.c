@@ -3,7 +3,7 @@
 /* Compiles seccomp policies: compile ARCHITECTURE OUTPUT [--with=COMMON.policy]… NAME.policy…
  *
  * A policy is a text with one system call a line and the reason for it behind a '#'; "include NAME" takes in NAME.policy of the same
- * directory. A line without a reason is refused, so is a call that does not exist anywhere. A call that exists
+ * directory. "NAME N=VALUE" allows the call only where its argument N (from 0) is that number. A line without a reason is refused, so is a call that does not exist anywhere. A call that exists
  * on other architectures only is left out silently. "refuse NAME" lets the call fail with ENOENT: for what a library tries
  * and can do without. Everything that is not named ends the process. */
 
@@ -34,14 +34,31 @@ static void include_policy(scmp_filter_ctx filter, const char *from, const char 
         read_policy(filter, path, depth + 1);
 }
 
-static void add_call(scmp_filter_ctx filter, uint32_t arch, uint32_t action, const char *name, const char *path, unsigned line) {
+/* "1=0x8924" */
+static struct scmp_arg_cmp parse_argument(const char *text, const char *path, unsigned line) {
+        const char *digits = strchr(text, '=');
+        unsigned long long value = 0;
+        char *end = (char *) text; /* as long as nothing was taken for a number */
+
+        errno = 0;
+        if (digits == text + 1 && digits[1] >= '0' && digits[1] <= '9')
+                value = strtoull(digits + 1, &end, 0);
+        if (errno != 0 || *end != 0 || text[0] < '0' || text[0] > '5')
+                errx(EXIT_FAILURE, "%s:%u: '%s' is no argument and its value", path, line, text);
+        return (struct scmp_arg_cmp) { .arg = (unsigned) (text[0] - '0'), .op = SCMP_CMP_EQ, .datum_a = value };
+}
+
+/* `argument` may be NULL. */
+static void add_call(scmp_filter_ctx filter, uint32_t arch, uint32_t action, const char *name, const char *argument, const char *path,
+        unsigned line) {
+        struct scmp_arg_cmp compare = argument ? parse_argument(argument, path, line) : (struct scmp_arg_cmp) {};
         int number = seccomp_syscall_resolve_name(name), r;
 
         if (number == __NR_SCMP_ERROR)
                 errx(EXIT_FAILURE, "%s:%u: there is no system call '%s'", path, line, name);
         if (seccomp_syscall_resolve_name_rewrite(arch, name) < 0)
                 return; /* not on this architecture */
-        r = seccomp_rule_add(filter, action, number, 0);
+        r = seccomp_rule_add_array(filter, action, number, argument ? 1 : 0, argument ? &compare : NULL);
         if (r < 0 && r != -EEXIST)
                 errx(EXIT_FAILURE, "%s:%u: %s: %s", path, line, name, strerror(-r));
 }
@@ -68,11 +85,11 @@ static void read_line(scmp_filter_ctx filter, const char *path, unsigned number,
                 word = second;
                 second = strtok_r(NULL, blank, &saveptr);
         }
-        if (second)
+        if (second && (!strchr(second, '=') || strtok_r(NULL, blank, &saveptr)))
                 errx(EXIT_FAILURE, "%s:%u: one system call a line", path, number);
         if (!reason || reason[strspn(reason, blank)] == 0)
                 errx(EXIT_FAILURE, "%s:%u: '%s' has no reason", path, number, word);
-        add_call(filter, target_arch, action, word, path, number);
+        add_call(filter, target_arch, action, word, second, path, number);
 }
 
 static void read_policy(scmp_filter_ctx filter, const char *path, unsigned depth) {
