@@ -20,7 +20,7 @@ typedef enum LinkState {
 /* What only the vCPU of the slot touches; a cache line of its own. */
 typedef struct SlotPrivate {
         _Alignas(64) uint32_t sequence;
-        BusSpin spin;
+        Spin spin;
 } SlotPrivate;
 
 struct BusClient {
@@ -35,6 +35,7 @@ struct BusClient {
 
         uint32_t link;
         uint64_t wait_until_usec;
+        bool served; /* by whom it is connected to; whatever became of the link since */
 
         pthread_mutex_t lock; /* for `fd`, which a vCPU shuts down when the helper hangs, */
         int fd;
@@ -62,7 +63,7 @@ int bus_client_new(unsigned n_slots, const BusSpace *space, const int *irq_fds, 
                 return -ENOMEM;
         memset(c->slots, 0, n_slots * sizeof(SlotPrivate));
         for (unsigned i = 0; i < n_slots; i++)
-                bus_spin_init(&c->slots[i].spin, SPIN_MAX_NSEC);
+                spin_init(&c->slots[i].spin, SPIN_MAX_NSEC);
 
         c->memory_fd = bus_memory_create(n_slots);
         if (c->memory_fd < 0)
@@ -118,6 +119,7 @@ int bus_client_connect(BusClient *c, int fd) {
         (void) pthread_mutex_lock(&c->lock);
         c->fd = TAKE_FD(owned);
         c->gave_up = NULL;
+        c->served = false;
         (void) pthread_mutex_unlock(&c->lock);
         return 0;
 }
@@ -145,6 +147,10 @@ bool bus_client_is_connected(const BusClient *c) {
         return LINK_STATE(__atomic_load_n(&c->link, __ATOMIC_ACQUIRE)) == LINK_UP;
 }
 
+bool bus_client_is_served(const BusClient *c) {
+        return c->served;
+}
+
 /* Moves the link to `state` and makes everybody who waits look at it: on the link itself, and on a slot. Whoever sets SLEEPING after this
  * sees the new link before waiting (both sides: store, then load of the other's word, sequentially consistent). */
 static void set_link(BusClient *c, LinkState state) {
@@ -154,7 +160,7 @@ static void set_link(BusClient *c, LinkState state) {
                 next = ((word | 3u) + 1) | (uint32_t) state;
         while (!__atomic_compare_exchange_n(&c->link, &word, next, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
 
-        bus_futex_wake(&c->link, INT32_MAX, false);
+        futex_wake(&c->link, INT32_MAX, false);
         for (unsigned i = 0; i < c->n_slots; i++) {
                 uint32_t *state_word = &c->memory->slots[i].state;
                 uint32_t seen = __atomic_load_n(state_word, __ATOMIC_SEQ_CST);
@@ -163,8 +169,70 @@ static void set_link(BusClient *c, LinkState state) {
                         continue;
                 (void) __atomic_compare_exchange_n(state_word, &seen, BUS_SLOT_WORD(BUS_SLOT_SEQUENCE(seen), BUS_SLOT_REQUEST), false,
                         __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
-                bus_futex_wake(state_word, INT32_MAX, true);
+                futex_wake(state_word, INT32_MAX, true);
         }
+}
+
+int bus_client_hand_over(BusClient *c, uint32_t instance, Handover *h) {
+        state_begin(h->writer, "bus-session", instance, 1);
+        state_put_u8(h->writer, (uint8_t) LINK_STATE(c->link));
+        state_put_u64(h->writer, c->n_registers);
+        handover_put_fd(h, c->fd);
+        handover_put_fd(h, c->memory_fd);
+        state_put_u32(h->writer, c->n_slots);
+        for (unsigned i = 0; i < c->n_slots; i++)
+                state_put_u32(h->writer, c->slots[i].sequence);
+        return state_end(h->writer);
+}
+
+static int take_memory(BusClient *c, int fd) {
+        _cleanup_close_ int owned = fd;
+        BusMemory *memory;
+        int r;
+
+        r = bus_memory_map(fd, c->n_slots, &memory);
+        if (r < 0)
+                return r;
+        (void) bus_memory_unmap(c->memory, c->n_slots);
+        (void) safe_close(c->memory_fd);
+        c->memory = memory;
+        c->memory_fd = c->fds[0] = TAKE_FD(owned);
+        return 0;
+}
+
+int bus_client_take_over(BusClient *c, uint32_t instance, Handover *h, char **ret_message) {
+        _cleanup_close_ int fd = -EBADF, memory = -EBADF;
+        uint64_t n_registers;
+        LinkState link;
+        uint32_t n;
+        int r;
+
+        r = state_enter(h->reader, "bus-session", instance, 1);
+        if (r < 0)
+                return set_message(ret_message, r, "The state has no session of bus device %u.", instance);
+        link = (LinkState) state_get_u8(h->reader);
+        n_registers = state_get_u64(h->reader);
+        fd = handover_get_fd(h);
+        memory = handover_get_fd(h);
+        n = state_get_u32(h->reader);
+        if (n != c->n_slots)
+                return set_message(ret_message, -EBADMSG, "Bus device %u has %u slots, in the state %u.", instance, c->n_slots, n);
+        for (unsigned i = 0; i < n; i++)
+                c->slots[i].sequence = state_get_u32(h->reader);
+        r = state_leave(h->reader, ret_message);
+        if (r >= 0)
+                r = handover_end(h);
+        if (r >= 0 && ((link != LINK_UP && link != LINK_DOWN) || (link == LINK_UP) != (fd >= 0) || memory < 0))
+                r = set_message(ret_message, -EBADMSG, "The state's session of bus device %u is not whole.", instance);
+        if (r >= 0)
+                r = take_memory(c, TAKE_FD(memory));
+        if (r < 0)
+                return r;
+        c->n_registers = MIN(n_registers, c->space.length);
+        c->fd = TAKE_FD(fd);
+        c->served = link == LINK_UP;
+        set_link(c, link);
+        return 0;
 }
 
 int bus_client_process(BusClient *c, char **ret_message) {
@@ -199,6 +267,7 @@ int bus_client_process(BusClient *c, char **ret_message) {
                 return r;
 
         c->n_registers = MIN((uint64_t) reply.n_registers, c->space.length);
+        c->served = true;
         set_link(c, LINK_UP);
         return 1;
 }
@@ -226,14 +295,18 @@ void bus_client_disconnected(BusClient *c, uint64_t grace_usec) {
         (void) pthread_mutex_lock(&c->lock);
         c->fd = safe_close(c->fd);
         (void) pthread_mutex_unlock(&c->lock);
+        c->served = false;
 
         __atomic_store_n(&c->wait_until_usec, now_usec() + grace_usec, __ATOMIC_RELEASE);
         set_link(c, grace_usec > 0 ? LINK_WAIT : LINK_DOWN);
 }
 
-/* The helper hangs: nothing more is asked of it, and the event loop finds the socket at its end. */
-static void give_up(BusClient *c, uint32_t link, const char *why) {
-        (void) __atomic_compare_exchange_n(&c->link, &link, (link & ~3u) | LINK_DOWN, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+/* Nothing more is asked of the helper, and the event loop finds the socket at its end. */
+static void give_up(BusClient *c, uint32_t link, LinkState then, const char *why) {
+        /* For now: the event loop will say for how long. */
+        if (then == LINK_WAIT)
+                __atomic_store_n(&c->wait_until_usec, now_usec() + BUS_SUCCESSOR_TIMEOUT_USEC, __ATOMIC_RELEASE);
+        (void) __atomic_compare_exchange_n(&c->link, &link, (link & ~3u) | (uint32_t) then, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 
         (void) pthread_mutex_lock(&c->lock);
         if (c->fd >= 0) {
@@ -248,7 +321,7 @@ static void ring(BusMemory *m, unsigned slot) {
         (void) __atomic_fetch_add(&m->doorbell, 1, __ATOMIC_SEQ_CST);
         /* The first who sees the server asleep wakes it; the others need not. */
         if (__atomic_load_n(&m->sleeping, __ATOMIC_SEQ_CST) != 0 && __atomic_exchange_n(&m->sleeping, 0, __ATOMIC_SEQ_CST) != 0)
-                bus_futex_wake(&m->doorbell, 1, true);
+                futex_wake(&m->doorbell, 1, true);
 }
 
 typedef struct Look {
@@ -270,7 +343,7 @@ static int wait_for_answer(BusClient *c, unsigned slot, uint32_t sequence, uint3
         Look l = { .state = state, .link = &c->link, .done = done, .link_word = link };
         uint64_t until = 0, now;
 
-        (void) bus_spin_until(&c->slots[slot].spin, look, &l);
+        (void) spin_until(&c->slots[slot].spin, look, &l);
         for (;;) {
                 uint32_t expected = request;
 
@@ -288,10 +361,10 @@ static int wait_for_answer(BusClient *c, unsigned slot, uint32_t sequence, uint3
                 /* Whatever the helper wrote into the word: the wait ends by a wake, by a value that is not
                  * `sleeping`, or in time; and the deadline bounds the loop. */
                 if (expected != request && expected != sleeping && expected != done) {
-                        give_up(c, link, "the helper wrote nonsense into the shared memory");
+                        give_up(c, link, LINK_DOWN, "the helper wrote nonsense into the shared memory");
                         return -EAGAIN;
                 }
-                (void) bus_futex_wait(state, sleeping, until - now, true);
+                (void) futex_wait(state, sleeping, until - now, true);
         }
 }
 
@@ -324,9 +397,11 @@ static int transact_until_answered(BusClient *c, unsigned slot, const BusSlot *r
                 switch (LINK_STATE(link)) {
                 case LINK_UP:
                         r = transact(c, slot, link, request, ret_answer);
+                        /* It hangs, or is dead and its successor late: the service manager sees to both. The access is made again then, since a driver that lost one
+                         * (what pends, that it wants interrupts) may wait for ever. */
                         if (r == -ETIMEDOUT)
-                                give_up(c, link, "the helper does not answer");
-                        if (r != -EAGAIN)
+                                give_up(c, link, LINK_WAIT, "the helper does not answer");
+                        else if (r != -EAGAIN)
                                 return r;
                         break;
                 case LINK_WAIT:
@@ -334,7 +409,7 @@ static int transact_until_answered(BusClient *c, unsigned slot, const BusSlot *r
                         now = now_usec();
                         if (now >= until)
                                 return -ETIMEDOUT;
-                        (void) bus_futex_wait(&c->link, link, until - now, false);
+                        (void) futex_wait(&c->link, link, until - now, false);
                         break;
                 default:
                         return -ENOTCONN;
@@ -372,9 +447,17 @@ int bus_client_reset(BusClient *c) {
         if (LINK_STATE(link) == LINK_UP)
                 r = transact(c, 0, link, &request, &answer);
         if (r == -ETIMEDOUT)
-                give_up(c, link, "the helper does not answer");
+                give_up(c, link, LINK_WAIT, "the helper does not answer");
         if (r < 0)
                 /* Not waited for, since the thread that resets is the one that connects: the next helper finds no state, and starts afresh. */
                 memset(c->memory->state, 0, sizeof(c->memory->state));
         return 0;
+}
+
+void bus_client_get_state(const BusClient *c, uint8_t ret[static BUS_STATE_SIZE]) {
+        memcpy(ret, c->memory->state, BUS_STATE_SIZE);
+}
+
+void bus_client_set_state(BusClient *c, const uint8_t state[static BUS_STATE_SIZE]) {
+        memcpy(c->memory->state, state, BUS_STATE_SIZE);
 }

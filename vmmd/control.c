@@ -1,114 +1,37 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include "client.h"
-#include "config.h"
-#include "control.h"
+#include "base64.h"
+#include "control-describe.h"
+#include "control-methods.h"
+#include "control-relay.h"
 #include "interfaces.h"
 #include "json-util.h"
-#include "machine-device.h"
+#include "log.h"
+#include "reload.h"
+#include "stream.h"
 
 #define INTERFACE "io.vmmd.Machine"
 
-/* --- describing --- */
-
-static const char *device_state_to_string(DeviceState state) {
-        static const char *const names[] = {
-                [DEVICE_CONNECTING] = "connecting", [DEVICE_READY] = "ready", [DEVICE_ACTIVE] = "active",
-                [DEVICE_FAILED] = "failed",
-        };
-
-        return names[state];
-}
-
-static int describe_device(MachineDevice *d, json_object **ret) {
-        const DeviceDefinition *definition = machine_device_definition(d);
-        _cleanup_free_ char *unit = machine_device_unit(d), *pci = machine_device_pci_address(d),
-                            *error = machine_device_error(d);
-        _cleanup_json_ json_object *object = json_object_new_object();
-        int r;
-
-        if (!object || !unit)
-                return -ENOMEM;
-        r = json_add_string(object, "name", definition->name);
-        if (r >= 0)
-                r = json_add_string(object, "type", definition->type->name);
-        if (r >= 0)
-                r = json_add_string(object, "unit", unit);
-        if (r >= 0)
-                r = json_add_string(object, "transport",
-                        definition->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhostUser");
-        if (r >= 0)
-                r = json_add_string(object, "state", device_state_to_string(machine_device_state(d)));
-        if (r >= 0)
-                r = json_add_string(object, "pciAddress", pci);
-        if (r >= 0)
-                r = json_add_integer(object, "reconnects", machine_device_reconnects(d));
-        if (r >= 0)
-                r = json_add_string(object, "error", error);
-        if (r < 0)
-                return r;
-        *ret = TAKE_PTR(object);
-        return 0;
-}
-
-static int describe_devices(Machine *m, json_object *into) {
-        _cleanup_json_ json_object *devices = json_object_new_array();
-        int r = devices ? 0 : -ENOMEM;
-
-        for (size_t i = 0; i < m->n_devices && r >= 0; i++) {
-                json_object *device = NULL;
-
-                r = describe_device(machine_device_by_index(m, i), &device);
-                if (r >= 0)
-                        r = json_append(devices, device);
-        }
-        return r < 0 ? r : json_add(into, "devices", TAKE_PTR(devices));
-}
-
-static int describe_machine(Machine *m, json_object *into) {
-        const struct {
-                const char *key;
-                uint64_t value;
-        } numbers[] = {
-                { "since", m->state_since_usec },
-                { "vcpus", m->definition->vcpus },
-                { "memory", m->definition->memory },
-                { "pid", (uint64_t) getpid() },
-                { "resets", m->resets },
-                { "exits", vcpu_set_exits(&m->vcpus) },
-                { "firstEntry", atomic_load(&m->first_entry_usec) },
-        };
-        int r;
-
-        r = json_add_string(into, "name", m->definition->name);
-        if (r >= 0)
-                r = json_add_string(into, "state", machine_state_to_string(m->state));
-        for (size_t i = 0; i < ELEMENTSOF(numbers) && r >= 0; i++)
-                r = json_add_integer(into, numbers[i].key, (int64_t) MIN(numbers[i].value, (uint64_t) INT64_MAX));
-        if (r >= 0)
-                r = json_add_string(into, "version", PROJECT_VERSION);
-        if (r >= 0)
-                r = json_add_string(into, "commandLine", m->command_line);
-        if (r >= 0)
-                r = json_add_string(into, "lastProblem", m->last_problem);
-        return r;
-}
+/* --- looking --- */
 
 static int on_describe(VarlinkCall *call, json_object *parameters, void *userdata) {
-        _cleanup_json_ json_object *reply = json_object_new_object();
+        _cleanup_json_ json_object *reply = NULL;
+        Control *c = userdata;
         int r;
 
-        if (!reply)
-                return -ENOMEM;
-        r = describe_machine(userdata, reply);
-        if (r >= 0)
-                r = describe_devices(userdata, reply);
+        r = describe_machine(c->machine, &reply);
         return r < 0 ? r : varlink_call_reply(call, reply);
+}
+
+static int on_subscribe_events(VarlinkCall *call, json_object *parameters, void *userdata) {
+        Control *c = userdata;
+
+        return events_subscribe(c->events, call, parameters);
 }
 
 /* --- changing --- */
 
-static int wrong_state(VarlinkCall *call, Machine *m) {
+int control_wrong_state(VarlinkCall *call, Machine *m) {
         _cleanup_json_ json_object *parameters = json_object_new_object();
 
         if (!parameters || json_add_string(parameters, "state", machine_state_to_string(m->state)) < 0)
@@ -118,173 +41,310 @@ static int wrong_state(VarlinkCall *call, Machine *m) {
 
 static int answer(VarlinkCall *call, Machine *m, int r) {
         if (r == -EBUSY)
-                return wrong_state(call, m);
+                return control_wrong_state(call, m);
+        if (r == -EOPNOTSUPP)
+                return varlink_call_error(call, INTERFACE ".NotSupported", NULL);
         return r < 0 ? r : varlink_call_reply(call, NULL);
 }
 
-#define DEFINE_ACTION(name, function)                                                                          \
+#define DEFINE_ACTION(name)                                                                                    \
         static int on_##name(VarlinkCall *call, json_object *parameters, void *userdata) {                     \
-                Machine *m = userdata;                                                                         \
+                Control *c = userdata;                                                                         \
                                                                                                                \
-                return answer(call, m, function(m));                                                           \
+                return answer(call, c->machine, machine_##name(c->machine));                                   \
         }
-DEFINE_ACTION(power_button, machine_power_button)
-DEFINE_ACTION(power_off, machine_power_off)
-DEFINE_ACTION(terminate, machine_terminate)
-DEFINE_ACTION(reset, machine_reset)
-DEFINE_ACTION(pause, machine_pause)
-DEFINE_ACTION(resume, machine_resume)
+DEFINE_ACTION(power_button)
+DEFINE_ACTION(sleep_button)
+DEFINE_ACTION(power_off)
+DEFINE_ACTION(reboot)
+DEFINE_ACTION(terminate)
+DEFINE_ACTION(reset)
 
-/* --- what a helper answers: the call is passed on, and the loop goes on meanwhile --- */
+/* The call waits until the machine has got there, or to somewhere else. */
+static void on_done(Machine *m, int error, void *userdata) {
+        _cleanup_(varlink_call_unrefp) VarlinkCall *call = userdata;
 
-typedef struct Relay {
-        VarlinkCall *call;
-        VarlinkClient *client;
-        char *device;
-        bool wants_fd;
-} Relay;
-
-static Relay *relay_free(Relay *relay) {
-        if (!relay)
-                return NULL;
-        (void) varlink_call_unref(relay->call);
-        (void) varlink_client_unref(relay->client);
-        free(relay->device);
-        return mfree(relay);
-}
-DEFINE_CLEANUP(Relay, relay_free)
-
-static int device_failed(VarlinkCall *call, const char *device, const char *reason) {
-        _cleanup_json_ json_object *parameters = json_object_new_object();
-
-        if (!parameters || json_add_string(parameters, "device", device) < 0 ||
-                json_add_string(parameters, "reason", reason) < 0)
-                return -ENOMEM;
-        return varlink_call_error(call, INTERFACE ".DeviceFailed", parameters);
+        (void) answer(call, m, error < 0 ? -EBUSY : 0);
 }
 
-static int relay_fd(Relay *relay, json_object *reply) {
-        _cleanup_json_ json_object *parameters = json_object_new_object();
-        _cleanup_close_ int fd = -EBADF;
-        json_object *index;
-        int r;
-
-        if (!parameters)
-                return -ENOMEM;
-        if (!json_object_object_get_ex(reply, "fileDescriptorIndex", &index))
-                return -EPROTO;
-        fd = varlink_client_take_fd(relay->client, json_object_get_int64(index));
-        if (fd < 0)
-                return fd;
-        r = varlink_call_push_fd(relay->call, fd);
+static int wait_for(VarlinkCall *call, Machine *m, int r) {
         if (r < 0)
-                return r;
-        TAKE_FD(fd);
-        r = json_add_integer(parameters, "fileDescriptorIndex", r);
-        return r < 0 ? r : varlink_call_reply(relay->call, parameters);
-}
-
-static void on_relay_reply(VarlinkClient *c, int error, const char *error_id, json_object *reply, bool continues,
-        void *userdata) {
-        _cleanup_(relay_freep) Relay *relay = userdata;
-        int r;
-
-        if (varlink_error_is(error_id, "io.vmmd.Device.NotSupported"))
-                r = varlink_call_error(relay->call, INTERFACE ".NotSupported", NULL);
-        else if (error < 0)
-                r = device_failed(relay->call, relay->device, error_id ?: strerror(-error));
-        else if (relay->wants_fd)
-                r = relay_fd(relay, reply);
-        else
-                r = varlink_call_reply(relay->call, NULL);
-        if (r < 0 && r != -ENOTCONN)
-                (void) varlink_call_error_errno(relay->call, r);
-}
-
-static int relay_call(VarlinkCall *call, Machine *m, MachineDevice *d, const char *method, json_object *parameters, bool wants_fd) {
-        _cleanup_(relay_freep) Relay *relay = calloc(1, sizeof(Relay));
-        _cleanup_free_ char *path = machine_device_varlink_path(d);
-        const char *name = machine_device_definition(d)->name;
-        int r;
-
-        if (!relay || !path)
-                return -ENOMEM;
-        relay->device = strdup(name);
-        relay->call = varlink_call_ref(call);
-        relay->wants_fd = wants_fd;
-        r = varlink_client_connect(path, &relay->client);
-        if (r < 0)
-                return device_failed(call, name, strerror(-r));
-        r = varlink_client_attach_event(relay->client, m->event);
-        if (r >= 0)
-                r = varlink_client_call_async(relay->client, method, parameters, 0, on_relay_reply, relay);
-        if (r < 0)
-                return r;
-        TAKE_PTR(relay);
+                return answer(call, m, r);
+        (void) varlink_call_ref(call);
         return 0;
 }
 
-/* The console that is meant: the one named, or the first. */
-static int find_console(VarlinkCall *call, Machine *m, json_object *parameters, MachineDevice **ret) {
-        _cleanup_json_ json_object *error = NULL;
-        json_object *device;
+static int on_pause(VarlinkCall *call, json_object *parameters, void *userdata) {
+        Control *c = userdata;
+        bool devices = json_get_boolean(parameters, "devices", false);
 
-        if (json_object_object_get_ex(parameters, "device", &device) && device) {
-                *ret = machine_device_find(m, json_object_get_string(device));
-                if (*ret)
-                        return 1;
-                error = json_object_new_object();
-                if (!error || json_add(error, "device", json_object_get(device)) < 0)
-                        return -ENOMEM;
-                return varlink_call_error(call, INTERFACE ".NoSuchDevice", error);
-        }
-        for (size_t i = 0; i < m->n_devices; i++) {
-                *ret = machine_device_by_index(m, i);
-                if (streq(machine_device_definition(*ret)->type->name, "console"))
-                        return 1;
-        }
-        return varlink_call_error(call, INTERFACE ".NoConsole", NULL);
+        return wait_for(call, c->machine, machine_pause(c->machine, devices, on_done, call));
 }
 
-static int on_open_console(VarlinkCall *call, json_object *parameters, void *userdata) {
+static int on_resume(VarlinkCall *call, json_object *parameters, void *userdata) {
+        Control *c = userdata;
+
+        return wait_for(call, c->machine, machine_resume(c->machine, on_done, call));
+}
+
+static int on_reload(VarlinkCall *call, json_object *parameters, void *userdata) {
+        Control *c = userdata;
+
+        return c->machine->reload ? reload_begin(c->machine->reload, call) : varlink_call_error(call, INTERFACE ".NotSupported", NULL);
+}
+
+static int on_get_device_tree(VarlinkCall *call, json_object *parameters, void *userdata) {
+        _cleanup_json_ json_object *reply = json_object_new_object();
+        _cleanup_free_ char *text = NULL;
+        _cleanup_free_ void *tree = NULL;
+        Control *c = userdata;
+        size_t size = 0;
+        int r;
+
+        r = c->machine->arch ? arch_device_tree(c->machine->arch, &tree, &size) : -EOPNOTSUPP;
+        if (r < 0)
+                return answer(call, c->machine, r);
+        text = base64_encode(tree, size);
+        if (!reply || !text)
+                return -ENOMEM;
+        r = json_add_string(reply, "deviceTree", text);
+        return r < 0 ? r : varlink_call_reply(call, reply);
+}
+
+static int on_inject_nmi(VarlinkCall *call, json_object *parameters, void *userdata) {
+        json_object *vcpu = json_get(parameters, "vcpu", json_type_int);
+        Control *c = userdata;
+        int r;
+
+        if (vcpu && json_object_get_int64(vcpu) < 0)
+                return varlink_call_error_invalid_parameter(call, "vcpu");
+        r = machine_inject_nmi(c->machine, vcpu ? json_object_get_int64(vcpu) : -1);
+        if (r == -ERANGE)
+                return varlink_call_error_invalid_parameter(call, "vcpu");
+        return answer(call, c->machine, r);
+}
+
+/* --- what helpers do --- */
+
+/* > 0 where the device that the parameter names is there; else the call was answered. */
+static int find_device(VarlinkCall *call, Control *c, json_object *parameters, MachineDevice **ret) {
+        return relay_find_device(call, c->machine, parameters, "", INTERFACE ".NotSupported", ret);
+}
+
+static int answer_with_size(Relay *relay, json_object *reply) {
+        return varlink_call_reply(relay_client_call(relay), reply);
+}
+
+static int on_resize_disk(VarlinkCall *call, json_object *parameters, void *userdata) {
+        json_object *size = json_get(parameters, "size", json_type_int);
+        Control *c = userdata;
         MachineDevice *d;
         int r;
 
-        r = find_console(call, userdata, parameters, &d);
-        return r <= 0 ? r : relay_call(call, userdata, d, "io.vmmd.Device.OpenConsole", NULL, true);
-}
-
-static int on_set_console_size(VarlinkCall *call, json_object *parameters, void *userdata) {
-        _cleanup_json_ json_object *size = json_object_new_object();
-        json_object *columns, *rows;
-        MachineDevice *d = NULL;
-        int r;
-
-        r = find_console(call, userdata, parameters, &d);
+        if (size && (json_object_get_int64(size) < 0 || json_object_get_int64(size) % 512 != 0))
+                return varlink_call_error_invalid_parameter(call, "size");
+        r = find_device(call, c, parameters, &d);
         if (r <= 0)
                 return r;
-        if (!size)
-                return -ENOMEM;
-        (void) json_object_object_get_ex(parameters, "columns", &columns);
-        (void) json_object_object_get_ex(parameters, "rows", &rows);
-        if (json_add(size, "columns", json_object_get(columns)) < 0 || json_add(size, "rows", json_object_get(rows)) < 0)
-                return -ENOMEM;
-        return relay_call(call, userdata, d, "io.vmmd.Device.SetConsoleSize", size, false);
+        return relay_pass_on(call, d, c->machine->event, parameters,
+                (RelayRequest) { .method = "io.vmmd.Device.Resize", .answer = answer_with_size });
 }
 
-int control_add(VarlinkServer *server, Machine *m) {
-        static const VarlinkMethod methods[] = {
-                { "Describe", on_describe },
-                { "PowerButton", on_power_button, VARLINK_METHOD_PRIVILEGED },
-                { "PowerOff", on_power_off, VARLINK_METHOD_PRIVILEGED },
-                { "Terminate", on_terminate, VARLINK_METHOD_PRIVILEGED },
-                { "Reset", on_reset, VARLINK_METHOD_PRIVILEGED },
-                { "Pause", on_pause, VARLINK_METHOD_PRIVILEGED },
-                { "Resume", on_resume, VARLINK_METHOD_PRIVILEGED },
-                { "OpenConsole", on_open_console, VARLINK_METHOD_PRIVILEGED },
-                { "SetConsoleSize", on_set_console_size, VARLINK_METHOD_PRIVILEGED },
-                {},
+static int log_level(const char *name) {
+        static const struct {
+                const char *name;
+                int level;
+        } levels[] = {
+                { "error", LOG_ERR }, { "warning", LOG_WARNING }, { "notice", LOG_NOTICE }, { "info", LOG_INFO },
+                { "debug", LOG_DEBUG },
         };
 
-        return varlink_server_add_interface(server, varlink_text_io_vmmd_Machine, methods, m);
+        for (size_t i = 0; i < ELEMENTSOF(levels); i++)
+                if (streq(levels[i].name, name))
+                        return levels[i].level;
+        return -EINVAL;
+}
+
+static int on_set_log_level(VarlinkCall *call, json_object *parameters, void *userdata) {
+        Control *c = userdata;
+        MachineDevice *d;
+        int r;
+
+        if (!json_get_string(parameters, "device", NULL)) {
+                r = log_level(json_get_string(parameters, "level", ""));
+                if (r < 0)
+                        return r;
+                log_set_max_level(r);
+                return varlink_call_reply(call, NULL);
+        }
+        r = find_device(call, c, parameters, &d);
+        if (r <= 0)
+                return r;
+        return relay_pass_on(call, d, c->machine->event, parameters, (RelayRequest) { .method = "io.vmmd.Device.SetLogLevel" });
+}
+
+/* --- what happens, told on --- */
+
+static void on_state_changed(const char *reason, void *userdata) {
+        Control *c = userdata;
+
+        events_state(c->events, reason);
+        instance_state(c->instance, reason);
+}
+
+static void on_guest_ready(void *userdata) {
+        Control *c = userdata;
+
+        events_guest_ready(c->events);
+}
+
+static void on_guest_status(const char *status, void *userdata) {
+        Control *c = userdata;
+
+        events_guest_status(c->events, status);
+}
+
+static void on_panicked(const char *reason, void *userdata) {
+        Control *c = userdata;
+
+        events_panic(c->events, reason);
+        instance_panic(c->instance, reason);
+}
+
+static void on_power_button_pressed(void *userdata) {
+        Control *c = userdata;
+
+        instance_power_button(c->instance);
+}
+
+static void on_ended(const char *reason, void *userdata) {
+        Control *c = userdata;
+
+        events_ended(c->events, reason);
+        instance_ended(c->instance, reason);
+}
+
+static void on_device_changed(MachineDevice *d, MachineDeviceChange change, const char *reason, void *userdata) {
+        Control *c = userdata;
+
+        events_device(c->events, d, change, reason);
+}
+
+static void on_balloon_changed(MachineDevice *d, const char *type, json_object *working_set, void *userdata) {
+        Control *c = userdata;
+
+        events_balloon(c->events, d, type, working_set);
+        if (streq(type, "actual"))
+                instance_balloon(c->instance);
+}
+
+/* --- all of it --- */
+
+/* Everybody may connect, many times, and what is kept for each before it is known who may do what is memory, and descriptors, of the process that runs the
+ * machine. The largest of our calls, that to attach a device, is some kilobytes long and has a descriptor for each pair of queues of a network or each image of a disk:
+ * so many that 4096 connections, of whose calls each has all of them, stay below the process' limit. Those who were not found to have a right are served after the
+ * machine and all others, and each round of them is as long as they are many. */
+#define CALL_SIZE_MAX KIB(16)
+#define CALL_FDS_MAX 12
+#define STRANGERS_MAX 256
+
+static const VarlinkMethod methods[] = {
+        { "Describe", on_describe, .right = ACCESS_READ },
+        { "SubscribeEvents", on_subscribe_events, VARLINK_METHOD_REQUIRES_MORE, .right = ACCESS_READ },
+        { "PowerButton", on_power_button, .right = ACCESS_CHANGE },
+        { "SleepButton", on_sleep_button, .right = ACCESS_CHANGE },
+        { "PowerOff", on_power_off, .right = ACCESS_CHANGE },
+        { "Reboot", on_reboot, .right = ACCESS_CHANGE },
+        { "Terminate", on_terminate, .right = ACCESS_CHANGE },
+        { "Reset", on_reset, .right = ACCESS_CHANGE },
+        { "Pause", on_pause, .right = ACCESS_CHANGE },
+        { "Resume", on_resume, .right = ACCESS_CHANGE },
+        { "Reload", on_reload, .right = ACCESS_CHANGE },
+        { "GetDeviceTree", on_get_device_tree, .right = ACCESS_READ },
+        { "InjectNmi", on_inject_nmi, .right = ACCESS_CHANGE },
+        { "AttachDevice", control_attach_device, .right = ACCESS_CHANGE },
+        { "DetachDevice", control_detach_device, .right = ACCESS_CHANGE },
+        { "TakeSnapshot", control_take_snapshot, .right = ACCESS_CHANGE },
+        { "ResizeDisk", on_resize_disk, .right = ACCESS_CHANGE },
+        { "OpenConsole", control_open_console, .right = ACCESS_CHANGE },
+        { "AttachConsole", control_attach_console, VARLINK_METHOD_UPGRADES, .right = ACCESS_CHANGE },
+        { "SetConsoleSize", control_set_console_size, .right = ACCESS_CHANGE },
+        { "SendKeys", control_send_keys, .right = ACCESS_CHANGE },
+        { "SendInput", control_send_input, .right = ACCESS_CHANGE },
+        { "SetLogLevel", on_set_log_level, .right = ACCESS_CHANGE },
+        { "DescribeBalloon", control_describe_balloon, .right = ACCESS_READ },
+        { "SetBalloonTarget", control_set_balloon_target, .right = ACCESS_BALLOON },
+        { "GetBalloonStatistics", control_get_balloon_statistics, .right = ACCESS_READ },
+        { "GetWorkingSet", control_get_working_set, .right = ACCESS_READ },
+        { "ConfigureWorkingSet", control_configure_working_set, .right = ACCESS_BALLOON },
+        { "HintFreePages", control_hint_free_pages, .right = ACCESS_BALLOON },
+        {},
+};
+
+static int add_interfaces(Control *c) {
+        int r;
+
+        r = varlink_server_add_interface(c->server, varlink_text_io_vmmd_Machine, methods, c);
+        if (r >= 0)
+                r = instance_new(c->server, c->machine, &c->instance);
+        if (r >= 0)
+                r = metrics_add(c->server, c);
+        return r < 0 ? r : service_add(c->server, c);
+}
+
+int control_new(VarlinkServer *server, Machine *m, Control **ret) {
+        static const VarlinkLimits limits = { .call_size = CALL_SIZE_MAX, .fds = CALL_FDS_MAX, .strangers = STRANGERS_MAX };
+        _cleanup_(control_freep) Control *c = calloc(1, sizeof(Control));
+        int r;
+
+        if (!c)
+                return -ENOMEM;
+        c->machine = m;
+        c->server = server;
+        varlink_server_set_limits(server, &limits);
+        c->observer = (MachineObserver) {
+                .state_changed = on_state_changed,
+                .guest_ready = on_guest_ready,
+                .guest_status = on_guest_status,
+                .panicked = on_panicked,
+                .power_button = on_power_button_pressed,
+                .ended = on_ended,
+                .device_changed = on_device_changed,
+                .balloon_changed = on_balloon_changed,
+                .userdata = c,
+        };
+        r = events_new(m, &c->events);
+        if (r >= 0)
+                r = add_interfaces(c);
+        if (r < 0)
+                return r;
+        m->observer = &c->observer;
+        *ret = TAKE_PTR(c);
+        return 0;
+}
+
+int control_save_events(Control *c, char **ret) {
+        return events_save(c->events, ret);
+}
+
+int control_load_events(Control *c, const char *text, uint64_t sequence) {
+        int r = text ? events_load(c->events, text) : 0;
+
+        if (!text || r < 0)
+                varlink_stream_forget(events_stream(c->events), sequence);
+        return r;
+}
+
+uint64_t control_event_sequence(Control *c) {
+        return varlink_stream_sequence(events_stream(c->events));
+}
+
+Control *control_free(Control *c) {
+        if (!c)
+                return NULL;
+        if (c->machine->observer == &c->observer)
+                c->machine->observer = NULL;
+        (void) instance_free(c->instance);
+        (void) events_free(c->events);
+        return mfree(c);
 }

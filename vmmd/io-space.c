@@ -2,6 +2,25 @@
 
 #include "io-space.h"
 
+void io_users_init(IoUsers *users, void (*idle)(void *userdata), void *userdata) {
+        users->n = 1;
+        users->idle = idle;
+        users->userdata = userdata;
+}
+
+void io_users_get(IoUsers *users) {
+        atomic_fetch_add(&users->n, 1);
+}
+
+void io_users_put(IoUsers *users) {
+        /* Once the count is given up, they may be gone. */
+        void (*idle)(void *userdata) = users->idle;
+        void *userdata = users->userdata;
+
+        if (atomic_fetch_sub(&users->n, 1) == 1 && idle)
+                idle(userdata);
+}
+
 int io_space_init(IoSpace *space) {
         *space = (IoSpace) {};
         return -pthread_rwlock_init(&space->lock, NULL);
@@ -28,6 +47,10 @@ static size_t find(const IoSpace *space, uint64_t address) {
 }
 
 int io_space_add(IoSpace *space, uint64_t base, uint64_t size, IoHandler handler, void *userdata) {
+        return io_space_add_counted(space, base, size, handler, userdata, NULL);
+}
+
+int io_space_add_counted(IoSpace *space, uint64_t base, uint64_t size, IoHandler handler, void *userdata, IoUsers *users) {
         IoRange *grown;
         size_t at;
         int r = 0;
@@ -44,7 +67,7 @@ int io_space_add(IoSpace *space, uint64_t base, uint64_t size, IoHandler handler
         else {
                 space->ranges = grown;
                 memmove(&grown[at + 1], &grown[at], (space->n_ranges - at) * sizeof(IoRange));
-                grown[at] = (IoRange) { .base = base, .size = size, .handler = handler, .userdata = userdata };
+                grown[at] = (IoRange) { .base = base, .size = size, .handler = handler, .userdata = userdata, .users = users };
                 space->n_ranges++;
         }
         (void) pthread_rwlock_unlock(&space->lock);
@@ -76,10 +99,14 @@ void io_space_access(IoSpace *space, unsigned vcpu, uint64_t address, void *data
         if (at < space->n_ranges && space->ranges[at].base <= address &&
                 range_within(address - space->ranges[at].base, size, space->ranges[at].size))
                 range = space->ranges[at];
+        if (range.users)
+                io_users_get(range.users); /* who takes the range away waits for the lock first */
         (void) pthread_rwlock_unlock(&space->lock);
 
         if (!is_write)
                 memset(data, 0xff, size);
         if (range.handler)
                 range.handler(range.userdata, vcpu, address - range.base, data, size, is_write);
+        if (range.users)
+                io_users_put(range.users);
 }

@@ -208,8 +208,7 @@ int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint
         entry.u.msi.address_lo = (uint32_t) address;
         entry.u.msi.address_hi = (uint32_t) (address >> 32);
         entry.u.msi.data = data;
-        /* Only an ITS looks at the device id; elsewhere the flag is refused. */
-        if (device_id != 0) {
+        if (kvm->msi_device_ids) {
                 entry.flags = KVM_MSI_VALID_DEVID;
                 entry.u.msi.devid = device_id;
         }

@@ -18,6 +18,7 @@ typedef struct Kvm {
         int vm_fd;
         size_t vcpu_mmap_size; /* bytes of struct kvm_run and what follows it */
         bool ioeventfd_any_length; /* KVM_CAP_IOEVENTFD_NO_LENGTH */
+        bool msi_device_ids; /* messages say whose they are: an ITS wants to know, and where there is none KVM refuses it */
         pthread_mutex_t routing_lock;
         GsiRoute *routes;      /* KVM_GSI_MAX entries */
         unsigned first_msi_gsi; /* below it are the interrupt controller's pins */
@@ -54,6 +55,6 @@ void kvm_route_set_first_msi(Kvm *kvm, unsigned gsi);
 /* Reserves a GSI for an MSI-X vector. Returns it, or -ENOSPC. */
 int kvm_route_msi_alloc(Kvm *kvm);
 void kvm_route_msi_free(Kvm *kvm, unsigned gsi);
-/* Sets (or, with `valid` false, clears) the message of an MSI GSI and makes the table current. */
+/* Sets (or, with `valid` false, clears) the message of an MSI GSI and makes the table current. `device_id` is the sender's PCI requester id. */
 int kvm_route_msi_set(Kvm *kvm, unsigned gsi, bool valid, uint64_t address, uint32_t data, uint32_t device_id);
 int kvm_route_commit(Kvm *kvm);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include <linux/pci_regs.h>
+#include <linux/pci.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 
@@ -27,6 +27,7 @@ struct Msix {
         Binding *bindings;
         size_t n_bindings;
         uint16_t control; /* as last seen */
+        bool held;
 };
 
 int msix_new(PciDevice *device, unsigned n_vectors, unsigned bar, uint32_t table_offset, uint32_t pba_offset,
@@ -65,6 +66,11 @@ int msix_new(PciDevice *device, unsigned n_vectors, unsigned bar, uint32_t table
 Msix *msix_free(Msix *msix) {
         if (!msix)
                 return NULL;
+        /* Not left to the descriptors' end: a helper may still hold them. */
+        for (size_t i = 0; i < msix->n_bindings; i++)
+                if (msix->bindings[i].attached)
+                        (void) kvm_irqfd(msix->device->bus->kvm, msix->bindings[i].fd, (unsigned) msix->gsis[msix->bindings[i].vector],
+                                -1, false);
         for (unsigned i = 0; i < msix->n_vectors; i++)
                 if (msix->gsis[i] >= 0 && msix->device->bus)
                         kvm_route_msi_free(msix->device->bus->kvm, (unsigned) msix->gsis[i]);
@@ -78,7 +84,7 @@ unsigned msix_n_vectors(const Msix *msix) {
 }
 
 static bool is_live(const Msix *msix, unsigned vector) {
-        return (msix->control & (PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL)) == PCI_MSIX_FLAGS_ENABLE &&
+        return !msix->held && (msix->control & (PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL)) == PCI_MSIX_FLAGS_ENABLE &&
                 !(msix->entries[vector].control & PCI_MSIX_ENTRY_CTRL_MASKBIT);
 }
 
@@ -108,7 +114,7 @@ static void update_vector(Msix *msix, unsigned vector) {
                 return;
         if (live)
                 (void) kvm_route_msi_set(kvm, (unsigned) msix->gsis[vector], true,
-                        (uint64_t) e->address_high << 32 | e->address_low, e->data, 0);
+                        (uint64_t) e->address_high << 32 | e->address_low, e->data, PCI_DEVFN(msix->device->slot, 0));
         for (size_t i = 0; i < msix->n_bindings; i++) {
                 Binding *b = &msix->bindings[i];
 
@@ -199,6 +205,16 @@ void msix_unbind(Msix *msix, unsigned vector, int fd) {
                         (void) kvm_irqfd(msix->device->bus->kvm, fd, (unsigned) msix->gsis[vector], -1, false);
                 *b = msix->bindings[--msix->n_bindings];
                 break;
+        }
+        (void) pthread_mutex_unlock(&msix->lock);
+}
+
+/* KVM takes an irqfd away only after what it has begun for it. */
+void msix_hold(Msix *msix, bool hold) {
+        (void) pthread_mutex_lock(&msix->lock);
+        if (msix->held != hold) {
+                msix->held = hold;
+                update_all(msix);
         }
         (void) pthread_mutex_unlock(&msix->lock);
 }

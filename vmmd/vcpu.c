@@ -15,7 +15,7 @@ static void on_kick(int signal) {
         /* Its only purpose is to make KVM_RUN return. */
 }
 
-static void kick(Vcpu *vcpu) {
+void vcpu_kick(Vcpu *vcpu) {
         /* immediate_exit closes the window between the thread's look at `pause` and KVM_RUN (KVM API, 4.10). */
         __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELEASE);
         if (vcpu->has_thread)
@@ -108,10 +108,14 @@ static void describe_error(Vcpu *vcpu, int error) {
         vcpu->error = text;
 }
 
-static void halt(Vcpu *vcpu, VcpuEvent event) {
+void vcpu_halt(Vcpu *vcpu) {
         (void) pthread_mutex_lock(&vcpu->set->lock);
         vcpu->halted = true;
         (void) pthread_mutex_unlock(&vcpu->set->lock);
+}
+
+static void halt(Vcpu *vcpu, VcpuEvent event) {
+        vcpu_halt(vcpu);
         vcpu->set->handlers.event(vcpu, event, vcpu->set->handlers.userdata);
 }
 
@@ -127,6 +131,8 @@ static void handle_exit(Vcpu *vcpu, int error) {
                 halt(vcpu, VCPU_EVENT_ERROR);
                 return;
         }
+        if (vcpu->set->handlers.exited && vcpu->set->handlers.exited(vcpu, vcpu->set->handlers.userdata))
+                return;
 
         switch (run->exit_reason) {
         case KVM_EXIT_IO:
@@ -153,7 +159,8 @@ static void handle_exit(Vcpu *vcpu, int error) {
 
 /* An exit for I/O is finished by the next KVM_RUN only; with immediate_exit set that is all it does. Without this, registers read
  * while the vCPU is parked would lack the result of its last instruction (KVM API, 5, "struct kvm_run"). An access of more than eight
- * bytes is several exits in a row; one vCPU's instruction has few, so the bound is never met. */
+ * bytes is several exits in a row; one vCPU's instruction has few, so the bound is never met. immediate_exit stays set: it may be somebody's
+ * vcpu_kick() by now, which the first KVM_RUN that may enter the guest then sees to. */
 static void complete_io(Vcpu *vcpu) {
         for (unsigned i = 0; i < 16; i++) {
                 __atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_RELEASE);
@@ -161,7 +168,6 @@ static void complete_io(Vcpu *vcpu) {
                         break;
                 handle_exit(vcpu, 0);
         }
-        __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELEASE);
 }
 
 /* Waits, parked, until the vCPU may run. Returns false where the thread is to end. */
@@ -196,6 +202,18 @@ static bool wait_for_permission(Vcpu *vcpu) {
         return run;
 }
 
+/* Returns false where it is not to run. */
+static bool prepare(Vcpu *vcpu) {
+        const VcpuSetHandlers *handlers = &vcpu->set->handlers;
+
+        if (vcpu->prepared)
+                return true;
+        vcpu->prepared = !handlers->prepare || handlers->prepare(vcpu, handlers->userdata);
+        if (!vcpu->prepared)
+                vcpu_halt(vcpu);
+        return vcpu->prepared;
+}
+
 static void *vcpu_thread(void *argument) {
         Vcpu *vcpu = argument;
         VcpuSet *set = vcpu->set;
@@ -205,6 +223,8 @@ static void *vcpu_thread(void *argument) {
         (void) pthread_setname_np(pthread_self(), name);
 
         while (wait_for_permission(vcpu)) {
+                if (!prepare(vcpu))
+                        continue;
                 if (!atomic_exchange(&set->entered, true))
                         set->handlers.event(vcpu, VCPU_EVENT_ENTERED, set->handlers.userdata);
 
@@ -212,8 +232,11 @@ static void *vcpu_thread(void *argument) {
                         int error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 
                         handle_exit(vcpu, error);
-                        if (error == -EINTR)
+                        if (error == -EINTR) {
                                 __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_RELEASE);
+                                if (set->handlers.interrupted)
+                                        set->handlers.interrupted(vcpu, set->handlers.userdata);
+                        }
                         /* Plain reads: a stale value costs one more entry, which the kick's signal ends. */
                         if (__atomic_load_n(&set->pause, __ATOMIC_ACQUIRE) ||
                                 __atomic_load_n(&set->finish, __ATOMIC_ACQUIRE) ||
@@ -252,7 +275,7 @@ void vcpu_set_pause(VcpuSet *set) {
                 set->pause_reported = true;
         for (unsigned i = 0; i < set->n_vcpus; i++)
                 if (!set->vcpus[i].parked)
-                        kick(&set->vcpus[i]);
+                        vcpu_kick(&set->vcpus[i]);
         (void) pthread_mutex_unlock(&set->lock);
         if (report)
                 set->handlers.paused(set->handlers.userdata);
@@ -282,7 +305,7 @@ void vcpu_set_done(VcpuSet *set) {
         __atomic_store_n(&set->finish, true, __ATOMIC_RELEASE);
         for (unsigned i = 0; i < set->n_vcpus; i++)
                 if (set->vcpus[i].run)
-                        kick(&set->vcpus[i]);
+                        vcpu_kick(&set->vcpus[i]);
         (void) pthread_cond_broadcast(&set->changed);
         (void) pthread_mutex_unlock(&set->lock);
 

@@ -30,6 +30,7 @@ typedef struct Vcpu {
         struct kvm_run *run;
         pthread_t thread;
         bool has_thread;
+        bool prepared; /* of its own thread only */
         bool parked; /* under the set's lock */
         bool halted; /* parked by its own exit; vcpu_set_resume() clears it only with the machine's reset */
         char *error;
@@ -41,6 +42,11 @@ typedef struct VcpuSetHandlers {
         void (*event)(Vcpu *vcpu, VcpuEvent event, void *userdata);
         /* On the thread of the last vCPU to park after vcpu_set_pause(). */
         void (*paused)(void *userdata);
+        /* For machines whose hardware is a plugin's; else NULL. On the vCPU's thread: before it runs for the first time (false: it never does); after an
+         * exit (false: nobody took it); after vcpu_kick(), before it runs on. */
+        bool (*prepare)(Vcpu *vcpu, void *userdata);
+        bool (*exited)(Vcpu *vcpu, void *userdata);
+        void (*interrupted)(Vcpu *vcpu, void *userdata);
         void *userdata;
 } VcpuSetHandlers;
 
@@ -70,6 +76,10 @@ void vcpu_set_pause(VcpuSet *set);
 /* Lets the parked vCPUs run. With `revive`, also those that an exit of their own parked (their registers were loaded anew). */
 void vcpu_set_resume(VcpuSet *set, bool revive);
 bool vcpu_set_is_paused(VcpuSet *set);
+/* Makes the vCPU leave the guest, and its thread a system call that it waits in. Any thread. */
+void vcpu_kick(Vcpu *vcpu);
+/* The vCPU runs no more, as after an exit that ends its run. On its own thread. */
+void vcpu_halt(Vcpu *vcpu);
 /* Ends and joins the threads and releases everything. Must not be called from a vCPU's thread. */
 void vcpu_set_done(VcpuSet *set);
 

@@ -4,6 +4,7 @@
 #include <linux/virtio_ring.h>
 #include <sys/eventfd.h>
 
+#include "vhost-inflight.h"
 #include "vhost-rings.h"
 
 typedef struct RingPointers {
@@ -37,12 +38,27 @@ int vhost_rings_check(const GuestMemory *memory, const VhostActivation *a) {
         return r;
 }
 
+bool vhost_rings_are_under_way(const GuestMemory *memory, const VhostActivation *a) {
+        for (unsigned i = 0; i < a->n_queues; i++) {
+                RingPointers p;
+
+                /* A driver that made such a ring unreachable gets it back as broken as that. */
+                if (a->queues[i].enabled && (find_ring(memory, &a->queues[i], &p) < 0 ||
+                                                    __atomic_load_n(&p.driver->idx, __ATOMIC_ACQUIRE) !=
+                                                            __atomic_load_n(&p.device->idx, __ATOMIC_ACQUIRE)))
+                        return true;
+        }
+        return false;
+}
+
 static int give_memory(VhostSession *s, const GuestMemory *memory) {
         int fds[VHOST_USER_MEMORY_REGIONS_MAX];
         size_t n = memory->n_regions;
         VhostUserMemory table = { .nregions = (uint32_t) n };
         VhostUserMsg msg = {};
 
+        if (n > ELEMENTSOF(fds))
+                return -E2BIG;
         for (size_t i = 0; i < n; i++) {
                 const GuestRegion *region = &memory->regions[i];
 
@@ -84,7 +100,20 @@ static int get_inflight(VhostSession *s, uint16_t size, VhostActivation *a) {
         return 0;
 }
 
-static int give_inflight(VhostSession *s, VhostActivation *a) {
+static int make_inflight(VhostSession *s, const GuestMemory *memory, uint16_t size, VhostActivation *a) {
+        int r;
+
+        r = get_inflight(s, size, a);
+        if (r >= 0)
+                r = vhost_in_flight_write(memory, a, &a->in_flight);
+        if (r >= 0)
+                vhost_in_flight_done(&a->in_flight); /* from here on the log knows */
+        else
+                a->inflight_fd = safe_close(a->inflight_fd);
+        return r;
+}
+
+static int give_inflight(VhostSession *s, const GuestMemory *memory, VhostActivation *a) {
         VhostUserMsg msg = {};
         uint16_t size = largest_queue(a);
         int r = 0;
@@ -93,7 +122,7 @@ static int give_inflight(VhostSession *s, VhostActivation *a) {
         if (!vhost_session_has(s, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) || size == 0)
                 return 0;
         if (a->inflight_fd < 0)
-                r = get_inflight(s, size, a);
+                r = make_inflight(s, memory, size, a);
         if (r < 0)
                 return r;
         msg.payload.inflight = a->inflight;
@@ -112,19 +141,22 @@ static int set_state(VhostSession *s, uint32_t request, unsigned index, unsigned
         return vhost_session_tell(s, &msg, request, sizeof(struct vhost_vring_state), NULL, 0, confirm);
 }
 
-static int give_ring(VhostSession *s, const GuestMemory *memory, unsigned index, const VhostQueue *q, bool resume) {
+static int give_ring(VhostSession *s, const GuestMemory *memory, const VhostActivation *a, unsigned index, bool resume) {
+        const VhostQueue *q = &a->queues[index];
         VhostUserMsg msg = {};
+        uint16_t base = 0;
         RingPointers p;
         int r;
 
         r = find_ring(memory, q, &p);
         if (r < 0)
                 return r;
-        r = set_state(s, VHOST_USER_SET_VRING_NUM, index, q->size, false);
         /* A back-end that died could not say where it was. What it had finished is in the used ring; the in-flight log has the rest. */
+        if (resume)
+                base = a->has_bases ? a->bases[index] : __atomic_load_n(&p.device->idx, __ATOMIC_ACQUIRE);
+        r = set_state(s, VHOST_USER_SET_VRING_NUM, index, q->size, false);
         if (r >= 0)
-                r = set_state(s, VHOST_USER_SET_VRING_BASE, index,
-                        resume ? __atomic_load_n(&p.device->idx, __ATOMIC_ACQUIRE) : 0, false);
+                r = set_state(s, VHOST_USER_SET_VRING_BASE, index, base, false);
         if (r < 0)
                 return r;
 
@@ -151,10 +183,10 @@ int vhost_rings_give(VhostSession *s, const GuestMemory *memory, VhostActivation
         if (r >= 0)
                 r = give_memory(s, memory);
         if (r >= 0)
-                r = give_inflight(s, a);
+                r = give_inflight(s, memory, a);
         for (unsigned i = 0; i < a->n_queues && r >= 0; i++)
                 if (a->queues[i].enabled)
-                        r = give_ring(s, memory, i, &a->queues[i], resume);
+                        r = give_ring(s, memory, a, i, resume);
         for (unsigned i = 0; i < a->n_queues && r >= 0; i++)
                 if (a->queues[i].enabled)
                         r = set_state(s, VHOST_USER_SET_VRING_ENABLE, i, 1, true);
@@ -169,7 +201,8 @@ int vhost_rings_give(VhostSession *s, const GuestMemory *memory, VhostActivation
         return r;
 }
 
-int vhost_rings_take(VhostSession *s, const VhostActivation *a) {
+/* Stops the rings; *bases, where wanted, has where each was. */
+static int stop_rings(VhostSession *s, const VhostActivation *a, uint16_t *bases) {
         int r = 0;
 
         for (unsigned i = 0; i < a->n_queues && r >= 0; i++) {
@@ -178,11 +211,28 @@ int vhost_rings_take(VhostSession *s, const VhostActivation *a) {
                 if (!a->queues[i].enabled)
                         continue;
                 r = vhost_session_ask(s, &msg, VHOST_USER_GET_VRING_BASE, sizeof(struct vhost_vring_state), NULL);
+                if (r >= 0 && bases)
+                        bases[i] = (uint16_t) msg.payload.state.num;
                 /* So that it stays stopped where the next driver has no use for it. */
                 if (r >= 0)
                         r = set_state(s, VHOST_USER_SET_VRING_ENABLE, i, 0, false);
         }
+        return r;
+}
+
+int vhost_rings_take(VhostSession *s, const VhostActivation *a) {
+        int r;
+
+        r = stop_rings(s, a, NULL);
         if (r >= 0 && vhost_session_has(s, VHOST_USER_PROTOCOL_F_STATUS))
                 r = vhost_session_tell_u64(s, VHOST_USER_SET_STATUS, 0);
+        return r;
+}
+
+int vhost_rings_suspend(VhostSession *s, VhostActivation *a) {
+        int r;
+
+        r = stop_rings(s, a, a->bases);
+        a->has_bases = r >= 0;
         return r;
 }

@@ -12,10 +12,11 @@
 #define PROTOCOL_FEATURES                                                                                      \
         (VHOST_BIT(VHOST_USER_PROTOCOL_F_MQ) | VHOST_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |                    \
                 VHOST_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | VHOST_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |       \
-                VHOST_BIT(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) | VHOST_BIT(VHOST_USER_PROTOCOL_F_STATUS))
+                VHOST_BIT(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) | VHOST_BIT(VHOST_USER_PROTOCOL_F_STATUS) |     \
+                VHOST_BIT(VHOST_USER_PROTOCOL_F_DEVICE_STATE))
 
 /* A request and a reply that were lost, or never meant, would answer the next request: nothing more is asked on this connection. */
-static int over(VhostSession *s, int error) {
+int vhost_session_over(VhostSession *s, int error) {
         (void) shutdown(s->fd, SHUT_RDWR);
         return error;
 }
@@ -42,7 +43,10 @@ static int receive_reply(VhostSession *s, uint32_t request, VhostUserMsg *reply,
                 }
                 (void) poll(&p, 1, (int) ((until - now) / USEC_PER_MSEC + 1)); /* whatever it says, the receiver sees */
         }
-        if (r > 0 && (receiver.msg.header.request != request || !(receiver.msg.header.flags & VHOST_USER_FLAG_REPLY)))
+        if (r > 0 && receiver.msg.header.request == VHOST_USER_REFUSAL) {
+                *reply = receiver.msg;
+                r = -ECONNREFUSED;
+        } else if (r > 0 && (receiver.msg.header.request != request || !(receiver.msg.header.flags & VHOST_USER_FLAG_REPLY)))
                 r = -EPROTO;
         if (r > 0) {
                 *reply = receiver.msg;
@@ -68,7 +72,7 @@ int vhost_session_tell(VhostSession *s, VhostUserMsg *msg, uint32_t request, uin
                         r = -EPROTO;
         }
         if (r < 0)
-                return over(s, r);
+                return vhost_session_over(s, r);
         return confirm && reply.payload.u64 != 0 ? -EREMOTEIO : 0;
 }
 
@@ -78,14 +82,18 @@ int vhost_session_tell_u64(VhostSession *s, uint32_t request, uint64_t value) {
         return vhost_session_tell(s, &msg, request, sizeof(uint64_t), NULL, 0, false);
 }
 
-int vhost_session_ask(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd) {
+int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int fd, int *ret_fd) {
         int r;
 
         msg->header = (VhostUserHeader) { .request = request, .size = size };
-        r = send_request(s, msg, NULL, 0);
+        r = send_request(s, msg, &fd, fd >= 0 ? 1 : 0);
         if (r >= 0)
                 r = receive_reply(s, request, msg, ret_fd);
-        return r < 0 ? over(s, r) : 0;
+        return r < 0 ? vhost_session_over(s, r) : 0;
+}
+
+int vhost_session_ask(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd) {
+        return vhost_session_ask_passing(s, msg, request, size, -EBADF, ret_fd);
 }
 
 int vhost_session_ask_u64(VhostSession *s, uint32_t request, uint64_t *ret) {
@@ -96,7 +104,7 @@ int vhost_session_ask_u64(VhostSession *s, uint32_t request, uint64_t *ret) {
         if (r < 0)
                 return r;
         if (msg.header.size != sizeof(uint64_t))
-                return over(s, -EPROTO);
+                return vhost_session_over(s, -EPROTO);
         *ret = msg.payload.u64;
         return 0;
 }
@@ -134,6 +142,28 @@ static int check_queue_count(VhostSession *s, unsigned n_queues, char **ret_mess
         return 0;
 }
 
+/* The first question, which a helper may answer by what keeps it from being one. */
+static int ask_features(VhostSession *s, char **ret_message) {
+        VhostUserMsg msg = {};
+        int r;
+
+        r = vhost_session_ask(s, &msg, VHOST_USER_GET_FEATURES, 0, NULL);
+        if (r == -ECONNREFUSED) {
+                _cleanup_free_ char *text = strndup(msg.payload.refusal, MIN(msg.header.size, sizeof(msg.payload.refusal)));
+                size_t n = text ? strlen(text) : 0;
+
+                if (n > 0 && text[n - 1] == '.')
+                        text[n - 1] = 0; /* it becomes part of a sentence */
+                return set_message(ret_message, r, "%s", text && text[0] ? make_one_line(text) : "it refuses");
+        }
+        if (r < 0)
+                return r;
+        if (msg.header.size != sizeof(uint64_t))
+                return vhost_session_over(s, -EPROTO);
+        s->features = msg.payload.u64;
+        return 0;
+}
+
 int vhost_session_negotiate(VhostSession *s, unsigned n_queues, char **ret_message) {
         VhostUserMsg msg = {};
         uint64_t offered;
@@ -141,7 +171,7 @@ int vhost_session_negotiate(VhostSession *s, unsigned n_queues, char **ret_messa
 
         r = vhost_session_tell(s, &msg, VHOST_USER_SET_OWNER, 0, NULL, 0, false);
         if (r >= 0)
-                r = vhost_session_ask_u64(s, VHOST_USER_GET_FEATURES, &s->features);
+                r = ask_features(s, ret_message);
         if (r < 0)
                 return r;
         if (!(s->features & VHOST_BIT(VHOST_USER_F_PROTOCOL_FEATURES)) || !(s->features & VHOST_BIT(VIRTIO_F_VERSION_1)))
@@ -161,21 +191,27 @@ int vhost_session_negotiate(VhostSession *s, unsigned n_queues, char **ret_messa
 
 /* --- configuration space --- */
 
-/* Bytes of configuration space by device type: back-ends refuse to be asked for more than they have. (virtio 1.2, 5) */
-static uint32_t config_size_of(uint16_t virtio_id) {
+/* Back-ends refuse to be asked for more than they have. (virtio 1.2, 5; of the newer fields those that Linux knows) */
+uint32_t vhost_config_size(uint16_t virtio_id) {
         switch (virtio_id) {
         case VIRTIO_ID_RNG:
+        case VIRTIO_ID_I2C_ADAPTER:
                 return 0;
         case VIRTIO_ID_VSOCK:
                 return 8;
         case VIRTIO_ID_NET:
         case VIRTIO_ID_CONSOLE:
+        case VIRTIO_ID_SOUND:
                 return 12;
-        case VIRTIO_ID_BALLOON:
+        case VIRTIO_ID_GPU:
         case VIRTIO_ID_PMEM:
                 return 16;
+        case VIRTIO_ID_BALLOON:
+                return 20; /* with what crosvm has behind the specification's fields */
+        case VIRTIO_ID_SCSI:
+                return 36;
         case VIRTIO_ID_FS:
-                return 44;
+                return 40;
         case VIRTIO_ID_BLOCK:
                 return 60;
         case VIRTIO_ID_INPUT:
@@ -185,8 +221,7 @@ static uint32_t config_size_of(uint16_t virtio_id) {
         }
 }
 
-int vhost_session_get_config(VhostSession *s, uint16_t virtio_id, void *data, uint32_t *ret_size) {
-        uint32_t size = config_size_of(virtio_id);
+int vhost_session_get_config(VhostSession *s, uint32_t size, void *data, uint32_t *ret_size) {
         VhostUserMsg msg = { .payload.config = { .size = size } };
         int r;
 
@@ -201,7 +236,7 @@ int vhost_session_get_config(VhostSession *s, uint16_t virtio_id, void *data, ui
         if (msg.header.size == 0 || (msg.header.size >= VHOST_USER_CONFIG_HEADER_SIZE && msg.payload.config.size == 0))
                 return -EREMOTEIO;
         if (msg.payload.config.size > size || msg.header.size != VHOST_USER_CONFIG_HEADER_SIZE + msg.payload.config.size)
-                return over(s, -EPROTO);
+                return vhost_session_over(s, -EPROTO);
         memcpy(data, msg.payload.config.region, msg.payload.config.size);
         *ret_size = msg.payload.config.size;
         return 0;

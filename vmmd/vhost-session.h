@@ -4,7 +4,8 @@
 /* One connection to a vhost-user back-end: requests, their replies, and the negotiation it begins with. What the back-end sends is
  * judged here. Every request ends within the session's time-out, however slowly its reply drips.
  *
- * Errors: -EREMOTEIO where the back-end refused the request, the session being as good as before; any other means that it is over: its socket is
+ * Errors: -EREMOTEIO where the back-end refused the request, the session being as good as before; -ECONNREFUSED where it is a helper of ours that refuses to be one
+ * at all (VHOST_USER_REFUSAL); this and any other means that it is over: its socket is
  * shut down then, so that whoever watches it sees its end. One thread at a time. */
 
 #include "util.h"
@@ -30,12 +31,18 @@ int vhost_session_tell(VhostSession *s, VhostUserMsg *msg, uint32_t request, uin
 int vhost_session_tell_u64(VhostSession *s, uint32_t request, uint64_t value);
 /* Sends a request that has a reply, which replaces *msg. *ret_fd is the one descriptor that came with it, or -EBADF; NULL closes it. */
 int vhost_session_ask(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd);
+/* The same with a descriptor, which stays the caller's. */
+int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int fd, int *ret_fd);
+/* A request or reply was lost, or never meant: nothing more is asked on this connection. Returns `error`. */
+int vhost_session_over(VhostSession *s, int error);
 int vhost_session_ask_u64(VhostSession *s, uint32_t request, uint64_t *ret);
 
 /* The beginning of a session: features, protocol features, queue count, the back-end's own channel. *ret_message says what is
  * wrong where errno cannot. */
 int vhost_session_negotiate(VhostSession *s, unsigned n_queues, char **ret_message);
 
-/* Configuration space of a device of this type: `data` has room for VHOST_USER_CONFIG_MAX bytes. *ret_size 0 where it has none. */
-int vhost_session_get_config(VhostSession *s, uint16_t virtio_id, void *data, uint32_t *ret_size);
+/* Bytes of configuration space that a device of this kind has. */
+uint32_t vhost_config_size(uint16_t virtio_id);
+/* Configuration space, its first `size` bytes: `data` has room for VHOST_USER_CONFIG_MAX. *ret_size 0 where it has none. */
+int vhost_session_get_config(VhostSession *s, uint32_t size, void *data, uint32_t *ret_size);
 int vhost_session_set_config(VhostSession *s, uint32_t offset, const void *data, uint32_t size);

@@ -38,6 +38,8 @@ struct VirtioPci {
         VhostFrontend *frontend;
         Msix *msix;
         unsigned pci_cfg_capability;
+        void (*changed)(void *userdata);
+        void *changed_userdata;
 
         pthread_mutex_t lock; /* the registers */
         uint32_t device_feature_select, driver_feature_select;
@@ -88,6 +90,11 @@ void virtio_pci_needs_reset(VirtioPci *v) {
         signal_config_change(v);
 }
 
+static void tell_changed(VirtioPci *v) {
+        if (v->changed)
+                v->changed(v->changed_userdata);
+}
+
 bool virtio_pci_is_active(VirtioPci *v) {
         return v->status & VIRTIO_CONFIG_S_DRIVER_OK;
 }
@@ -111,9 +118,10 @@ static void reset_registers(VirtioPci *v) {
         v->device_feature_select = v->driver_feature_select = 0;
         v->driver_features = 0;
         v->queue_select = 0;
-        v->status = 0;
         v->isr = 0;
         (void) !read(v->config_fd, &count, sizeof(count));
+        if (atomic_exchange(&v->status, 0) & VIRTIO_CONFIG_S_DRIVER_OK)
+                tell_changed(v);
 }
 
 void virtio_pci_reset(VirtioPci *v) {
@@ -143,6 +151,7 @@ static void write_status(VirtioPci *v, uint8_t status) {
                         v->status |= STATUS_NEEDS_RESET;
                         signal_config_change(v);
                 }
+                tell_changed(v);
         }
 }
 
@@ -375,7 +384,8 @@ static void bar_mapped(PciDevice *device, unsigned bar, uint64_t address, bool m
 
 /* --- the window through configuration space (4.1.4.9) --- */
 
-static bool pci_cfg_window(VirtioPci *v, unsigned offset, uint64_t *ret_offset, unsigned *ret_size) {
+static bool pci_cfg_window(PciDevice *device, unsigned offset, unsigned *ret_bar, uint64_t *ret_offset, unsigned *ret_length) {
+        const VirtioPci *v = (const VirtioPci *) device;
         const uint8_t *cap = v->pci.config + v->pci_cfg_capability;
         uint32_t at = load_le32(cap + offsetof(struct virtio_pci_cap, offset));
         uint32_t length = load_le32(cap + offsetof(struct virtio_pci_cap, length));
@@ -384,27 +394,10 @@ static bool pci_cfg_window(VirtioPci *v, unsigned offset, uint64_t *ret_offset, 
                 cap[offsetof(struct virtio_pci_cap, bar)] != BAR_INDEX ||
                 (length != 1 && length != 2 && length != 4) || at % length != 0 || !range_within(at, length, BAR_SIZE))
                 return false;
+        *ret_bar = BAR_INDEX;
         *ret_offset = at;
-        *ret_size = length;
+        *ret_length = length;
         return true;
-}
-
-static void config_read(PciDevice *device, unsigned offset, unsigned size) {
-        VirtioPci *v = (VirtioPci *) device;
-        uint64_t at;
-        unsigned length;
-
-        if (pci_cfg_window(v, offset, &at, &length))
-                bar_access(v, 0, at, device->config + offset, length, false);
-}
-
-static void config_written(PciDevice *device, unsigned offset, unsigned size) {
-        VirtioPci *v = (VirtioPci *) device;
-        uint64_t at;
-        unsigned length;
-
-        if (pci_cfg_window(v, offset, &at, &length))
-                bar_access(v, 0, at, device->config + offset, length, true);
 }
 
 /* --- making and freeing --- */
@@ -448,7 +441,7 @@ static int add_capabilities(VirtioPci *v, unsigned n_queues) {
 
 int virtio_pci_new(uint16_t virtio_id, uint32_t class_code, VhostFrontend *frontend, Kvm *kvm, VirtioPci **ret) {
         static const PciDeviceOps ops = {
-                .bar_mapped = bar_mapped, .config_read = config_read, .config_written = config_written,
+                .bar_mapped = bar_mapped, .window = pci_cfg_window,
         };
         PciIdentity identity = {
                 .vendor = VIRTIO_VENDOR,
@@ -498,7 +491,41 @@ PciDevice *virtio_pci_device(VirtioPci *v) {
         return &v->pci;
 }
 
+void virtio_pci_watch(VirtioPci *v, void (*changed)(void *userdata), void *userdata) {
+        v->changed = changed;
+        v->changed_userdata = userdata;
+}
+
 /* --- state --- */
+
+void virtio_pci_hold_interrupts(VirtioPci *v, bool hold) {
+        msix_hold(v->msix, hold);
+}
+
+void virtio_pci_hand_over(VirtioPci *v, Handover *h) {
+        state_begin(h->writer, "virtio-pci-fds", v->pci.slot, 1);
+        handover_put_fd(h, v->config_fd);
+        (void) state_end(h->writer);
+}
+
+int virtio_pci_take_over(VirtioPci *v, Handover *h) {
+        int fd, r;
+
+        r = state_enter(h->reader, "virtio-pci-fds", v->pci.slot, 1);
+        if (r < 0)
+                return r;
+        fd = handover_get_fd(h);
+        r = state_leave(h->reader, NULL);
+        if (r >= 0)
+                r = handover_end(h);
+        if (r < 0 || fd < 0) {
+                (void) safe_close(fd);
+                return MIN(r, -EBADMSG);
+        }
+        (void) safe_close(v->config_fd);
+        v->config_fd = fd;
+        return 0;
+}
 
 int virtio_pci_save(VirtioPci *v, StateWriter *w) {
         int r;

@@ -4,6 +4,7 @@
 /* The virtio transport over PCI, modern only (virtio 1.2, 4.1): registers of a device whose queues a helper serves. On the data path nothing
  * comes here: a kick is an ioeventfd, an interrupt an irqfd. */
 
+#include "handover.h"
 #include "pci.h"
 #include "vhost-frontend.h"
 
@@ -15,6 +16,8 @@ VirtioPci *virtio_pci_free(VirtioPci *v);
 DEFINE_CLEANUP(VirtioPci, virtio_pci_free)
 
 PciDevice *virtio_pci_device(VirtioPci *v);
+/* Who is told, on any thread, when a driver took the device into use or gave it up. Before the guest runs. */
+void virtio_pci_watch(VirtioPci *v, void (*changed)(void *userdata), void *userdata);
 
 /* The helper changed the configuration space / gave up on the driver: tells the guest. Any thread. */
 void virtio_pci_config_changed(VirtioPci *v);
@@ -24,6 +27,12 @@ bool virtio_pci_is_active(VirtioPci *v);
 
 /* As after power-on; the helper has let go of the rings when this returns. The machine resets the PCI side itself (pci_bus_reset()). */
 void virtio_pci_reset(VirtioPci *v);
+
+/* While held, no interrupt reaches the guest; none is lost (msix_hold()). */
+void virtio_pci_hold_interrupts(VirtioPci *v, bool hold);
+/* What the successor of this process needs beside the state: before that is loaded. */
+void virtio_pci_hand_over(VirtioPci *v, Handover *h);
+int virtio_pci_take_over(VirtioPci *v, Handover *h);
 
 /* The registers; the rings' positions are the helper's state. */
 int virtio_pci_save(VirtioPci *v, StateWriter *w);

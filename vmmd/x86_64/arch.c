@@ -7,7 +7,9 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
+#include <time.h>
 
+#include "acpi-hotplug.h"
 #include "acpi-pm.h"
 #include "acpi.h"
 #include "arch.h"
@@ -22,6 +24,11 @@
 
 #define CPUID_ENTRIES_MAX 256
 
+/* A message to local APICs (Intel SDM 3, 11.11). */
+#define MSI_ADDRESS 0xFEE00000U
+#define MSI_DESTINATION_SHIFT 12
+#define MSI_DELIVERY_NMI 0x400U
+
 struct Arch {
         Kvm *kvm;
         IoSpace *pio, *mmio;
@@ -32,12 +39,14 @@ struct Arch {
 
         pthread_mutex_t lock; /* the platform devices below */
         AcpiPm pm;
+        AcpiHotplug hotplug;
         Cmos cmos;
         I8042 i8042;
         int clock_fd; /* timerfd of the CMOS clock's alarm */
         sd_event_source *clock_source;
 
         StateWriter *power_on; /* what arch_reset() loads */
+        bool time_goes_on;     /* while a state is on its way here */
 };
 
 size_t arch_memory_layout(uint64_t memory, ArchMemoryRange ret[static ARCH_MEMORY_RANGES_MAX]) {
@@ -46,6 +55,14 @@ size_t arch_memory_layout(uint64_t memory, ArchMemoryRange ret[static ARCH_MEMOR
                 return 1;
         ret[1] = (ArchMemoryRange) { .guest_address = X86_HIGH_RAM_START, .size = memory - X86_LOW_RAM_END };
         return 2;
+}
+
+/* AMD64 APM vol. 3, E.4.7: every processor of this architecture has the leaf. KVM hands it on. */
+uint64_t arch_address_limit(void) {
+        unsigned eax = 0x80000008, ebx, ecx = 0, edx;
+
+        __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+        return UINT64_C(1) << MIN(eax & 0xff, 52u);
 }
 
 void arch_pci_window(uint64_t *ret_base, uint64_t *ret_size) {
@@ -73,10 +90,11 @@ int arch_serial_port(unsigned index, bool *ret_is_pio, uint64_t *ret_base, uint6
 
 /* --- platform devices --- */
 
+/* One line for both: it is raised while either says so. With the lock held. */
 static void set_sci(bool level, void *userdata) {
         Arch *arch = userdata;
 
-        (void) kvm_irq_line(arch->kvm, X86_IRQ_SCI, level);
+        (void) kvm_irq_line(arch->kvm, X86_IRQ_SCI, arch->pm.sci || arch->hotplug.sci);
 }
 
 static void pm_power_off(void *userdata) {
@@ -138,11 +156,26 @@ int arch_attach_event(Arch *arch, sd_event *event) {
         }
 DEFINE_BLOCK(pm_event, pm, acpi_pm_event_read, acpi_pm_event_write)
 DEFINE_BLOCK(pm_control, pm, acpi_pm_control_read, acpi_pm_control_write)
+DEFINE_BLOCK(gpe, hotplug, acpi_hotplug_gpe_read, acpi_hotplug_gpe_write)
 DEFINE_BLOCK(cmos, cmos, cmos_read, cmos_write)
 DEFINE_BLOCK(i8042, i8042, i8042_read, i8042_write)
 
 static void i8042_command_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
         i8042_access(userdata, vcpu, offset + (X86_PORT_I8042_COMMAND - X86_PORT_I8042_DATA), data, size, is_write);
+}
+
+static void hotplug_access(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        Arch *arch = userdata;
+        uint32_t ejected = 0;
+
+        (void) pthread_mutex_lock(&arch->lock);
+        if (is_write)
+                ejected = acpi_hotplug_write(&arch->hotplug, offset, data, size);
+        else
+                acpi_hotplug_read(&arch->hotplug, offset, data, size);
+        (void) pthread_mutex_unlock(&arch->lock);
+        if (ejected != 0 && arch->config.eject)
+                arch->config.eject(ejected, arch->config.userdata);
 }
 
 /* 0xCF8 is PCI's address register for 32-bit accesses; a byte at 0xCF9 is the reset register. */
@@ -164,12 +197,15 @@ static int add_platform_devices(Arch *arch) {
         static const AcpiPmCallbacks pm_callbacks = {
                 .set_sci = set_sci, .power_off = pm_power_off, .reset = machine_reset_asked,
         };
+        static const AcpiHotplugCallbacks hotplug_callbacks = { .set_sci = set_sci };
         const struct {
                 uint64_t base, size;
                 IoHandler handler;
         } blocks[] = {
                 { X86_PORT_PM1_EVENT, X86_PORT_PM1_EVENT_SIZE, pm_event_access },
                 { X86_PORT_PM1_CONTROL, X86_PORT_PM1_CONTROL_SIZE, pm_control_access },
+                { X86_PORT_GPE0, X86_PORT_GPE0_SIZE, gpe_access },
+                { X86_PORT_HOTPLUG, X86_PORT_HOTPLUG_SIZE, hotplug_access },
                 { X86_PORT_CMOS, X86_PORT_CMOS_SIZE, cmos_access },
                 { X86_PORT_I8042_DATA, 1, i8042_access },
                 { X86_PORT_I8042_COMMAND, 1, i8042_command_access },
@@ -178,6 +214,7 @@ static int add_platform_devices(Arch *arch) {
         int r = 0;
 
         acpi_pm_init(&arch->pm, &pm_callbacks, arch);
+        acpi_hotplug_init(&arch->hotplug, &hotplug_callbacks, arch);
         arch->clock_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
         if (arch->clock_fd < 0)
                 return -errno;
@@ -411,9 +448,82 @@ static int load_irqchip(Arch *arch, StateReader *r, char **ret_message) {
         return 0;
 }
 
-int arch_save(Arch *arch, StateWriter *w) {
-        int r = 0;
+/* --- time --- */
 
+typedef struct Moment {
+        uint64_t host_tsc;
+        uint64_t host_nsec; /* CLOCK_BOOTTIME */
+        uint64_t guest_nsec; /* KVM's paravirtual clock */
+} Moment;
+
+static uint64_t read_tsc(void) {
+        uint32_t low, high;
+
+        __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+        return (uint64_t) high << 32 | low;
+}
+
+static uint64_t boot_time_nsec(void) {
+        struct timespec ts;
+
+        (void) clock_gettime(CLOCK_BOOTTIME, &ts);
+        return (uint64_t) ts.tv_sec * NSEC_PER_SEC + (uint64_t) ts.tv_nsec;
+}
+
+static int save_clock(Arch *arch, StateWriter *w) {
+        struct kvm_clock_data clock = {};
+
+        if (ioctl(arch->kvm->vm_fd, KVM_GET_CLOCK, &clock) < 0)
+                return -errno;
+        state_begin(w, "x86-clock", 0, 1);
+        state_put_u64(w, read_tsc());
+        state_put_u64(w, boot_time_nsec());
+        state_put_u64(w, clock.clock);
+        return state_end(w);
+}
+
+/* A state from before there was this section has no such clock: then it goes on as that of a new machine. */
+static int load_clock(StateReader *r, bool *ret_has, Moment *ret, char **ret_message) {
+        int k;
+
+        *ret = (Moment) { .host_tsc = read_tsc() };
+        k = state_enter(r, "x86-clock", 0, 1);
+        *ret_has = k != -ENOENT;
+        if (k == -ENOENT)
+                return 0;
+        if (k < 0)
+                return set_message(ret_message, k, "The clock's state is of a newer version.");
+        ret->host_tsc = state_get_u64(r);
+        ret->host_nsec = state_get_u64(r);
+        ret->guest_nsec = state_get_u64(r);
+        return state_leave(r, ret_message);
+}
+
+static int set_clock(Arch *arch, const Moment *then, char **ret_message) {
+        uint64_t now = boot_time_nsec(), passed = arch->time_goes_on && now > then->host_nsec ? now - then->host_nsec : 0;
+        struct kvm_clock_data clock = { .clock = then->guest_nsec + passed };
+
+        if (ioctl(arch->kvm->vm_fd, KVM_SET_CLOCK, &clock) < 0)
+                return set_message(ret_message, -errno, "KVM_SET_CLOCK failed: %s.", strerror(errno));
+        return 0;
+}
+
+/* A guest whose watchdogs look at the clock sees by this that it did not run meanwhile. EINVAL: it does not use KVM's clock. */
+static void tell_of_pause(Arch *arch) {
+        for (unsigned i = 0; i < arch->vcpus->n_vcpus; i++)
+                (void) ioctl(arch->vcpus->vcpus[i].fd, KVM_KVMCLOCK_CTRL, 0);
+}
+
+void arch_set_time_goes_on(Arch *arch, bool goes_on) {
+        arch->time_goes_on = goes_on;
+}
+
+/* --- all of it --- */
+
+int arch_save(Arch *arch, StateWriter *w) {
+        int r;
+
+        r = save_clock(arch, w);
         for (unsigned i = 0; i < arch->vcpus->n_vcpus && r >= 0; i++)
                 r = x86_vcpu_save(&arch->vcpus->vcpus[i], w);
         if (r >= 0)
@@ -422,6 +532,8 @@ int arch_save(Arch *arch, StateWriter *w) {
         if (r >= 0)
                 r = acpi_pm_save(&arch->pm, w);
         if (r >= 0)
+                r = acpi_hotplug_save(&arch->hotplug, w);
+        if (r >= 0)
                 r = cmos_save(&arch->cmos, w);
         if (r >= 0)
                 r = i8042_save(&arch->i8042, w);
@@ -429,23 +541,43 @@ int arch_save(Arch *arch, StateWriter *w) {
         return r;
 }
 
-static int load_cpu_side(Arch *arch, bool with_clock, StateReader *r, char **ret_message) {
+static int load_cpu_side(Arch *arch, X86Load mode, uint64_t tsc_ago, StateReader *r, char **ret_message) {
         int k;
 
         /* The controllers first: a LAPIC with a pending line of the IOAPIC needs it there. */
         k = load_irqchip(arch, r, ret_message);
         for (unsigned i = 0; i < arch->vcpus->n_vcpus && k >= 0; i++)
-                k = x86_vcpu_load(&arch->vcpus->vcpus[i], with_clock, r, ret_message);
+                k = x86_vcpu_load(&arch->vcpus->vcpus[i], mode, tsc_ago, r, ret_message);
+        return k;
+}
+
+/* The clock comes before the vCPUs, of which some write what they make of it into guest memory, and again behind them, as they took their time. */
+static int load_cpu_and_clock(Arch *arch, StateReader *r, char **ret_message) {
+        Moment then;
+        bool has_clock;
+        int k;
+
+        k = load_clock(r, &has_clock, &then, ret_message);
+        if (k >= 0 && has_clock)
+                k = set_clock(arch, &then, ret_message);
+        if (k >= 0)
+                k = load_cpu_side(arch, arch->time_goes_on ? X86_LOAD_CONTINUE : X86_LOAD_RESTORE, read_tsc() - then.host_tsc, r, ret_message);
+        if (k >= 0 && has_clock)
+                k = set_clock(arch, &then, ret_message);
+        if (k >= 0)
+                tell_of_pause(arch);
         return k;
 }
 
 int arch_load(Arch *arch, StateReader *r, char **ret_message) {
         int k;
 
-        k = load_cpu_side(arch, true, r, ret_message);
+        k = load_cpu_and_clock(arch, r, ret_message);
         (void) pthread_mutex_lock(&arch->lock);
         if (k >= 0)
                 k = acpi_pm_load(&arch->pm, r, ret_message);
+        if (k >= 0)
+                k = acpi_hotplug_load(&arch->hotplug, r, ret_message);
         if (k >= 0)
                 k = cmos_load(&arch->cmos, r, ret_message);
         if (k >= 0)
@@ -462,6 +594,7 @@ int arch_reset(Arch *arch, char **ret_message) {
 
         (void) pthread_mutex_lock(&arch->lock);
         acpi_pm_reset(&arch->pm);
+        acpi_hotplug_reset(&arch->hotplug);
         cmos_reset(&arch->cmos); /* the clock goes on, as with a battery */
         i8042_reset(&arch->i8042);
         (void) pthread_mutex_unlock(&arch->lock);
@@ -469,7 +602,7 @@ int arch_reset(Arch *arch, char **ret_message) {
         r = state_writer_finish(arch->power_on, &data, &size);
         if (r >= 0)
                 r = state_reader_new(data, size, &reader, ret_message);
-        return r < 0 ? r : load_cpu_side(arch, false, reader, ret_message);
+        return r < 0 ? r : load_cpu_side(arch, X86_LOAD_RESET, 0, reader, ret_message);
 }
 
 void arch_press_button(Arch *arch, ArchButton button) {
@@ -481,6 +614,44 @@ void arch_press_button(Arch *arch, ArchButton button) {
         (void) pthread_mutex_unlock(&arch->lock);
 }
 
+bool arch_has_pci_hotplug(void) {
+        return true;
+}
+
+void arch_pci_notify(Arch *arch, unsigned slot, ArchPciNotification notification) {
+        (void) pthread_mutex_lock(&arch->lock);
+        switch (notification) {
+        case ARCH_PCI_PLUGGED:
+                acpi_hotplug_plugged(&arch->hotplug, slot);
+                break;
+        case ARCH_PCI_ASK_TO_GO:
+        case ARCH_PCI_LET_STAY:
+                acpi_hotplug_ask(&arch->hotplug, slot, notification == ARCH_PCI_ASK_TO_GO);
+                break;
+        case ARCH_PCI_GONE:
+                acpi_hotplug_gone(&arch->hotplug, slot);
+                break;
+        }
+        (void) pthread_mutex_unlock(&arch->lock);
+}
+
+int arch_device_tree(const Arch *arch, void **ret, size_t *ret_size) {
+        return -EOPNOTSUPP;
+}
+
+bool arch_has_device_tree(void) {
+        return false;
+}
+
+/* As a message to the local APIC: unlike KVM_NMI, that may be sent while the vCPU runs, by any thread. */
 int arch_inject_nmi(Arch *arch, Vcpu *vcpu) {
-        return ioctl(vcpu->fd, KVM_NMI) < 0 ? -errno : 0;
+        const struct kvm_msi msi = {
+                /* The destination's upper bits are in address_hi where KVM_CAP_X2APIC_API is on (KVM API, 4.69). */
+                .address_lo = MSI_ADDRESS | (vcpu->index & 0xFF) << MSI_DESTINATION_SHIFT,
+                .address_hi = vcpu->index & ~0xFFU,
+                .data = MSI_DELIVERY_NMI,
+        };
+        int r = ioctl(vcpu->set->kvm->vm_fd, KVM_SIGNAL_MSI, &msi);
+
+        return r < 0 ? -errno : r == 0 ? -EIO : 0;
 }

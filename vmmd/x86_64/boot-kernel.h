@@ -6,12 +6,7 @@
 #include <asm/bootparam.h>
 
 #include "boot.h"
-
-typedef struct KernelFile {
-        int fd;
-        const char *name;
-        uint64_t size;
-} KernelFile;
+#include "kernel-file.h"
 
 typedef struct LoadedKernel {
         X86EntryKind kind;
@@ -21,10 +16,6 @@ typedef struct LoadedKernel {
         uint64_t initrd_address_max;    /* of the initrd's last byte */
         struct setup_header header;     /* of boot_params; not for PVH */
 } LoadedKernel;
-
-/* Reads [offset, offset + length) of the file to a guest address that the caller has found to be RAM. */
-int kernel_file_load(const KernelFile *file, const GuestMemory *memory, uint64_t address, uint64_t offset, uint64_t length,
-        char **ret_message);
 
 /* The beginning of the file as bzimage_load() needs it; a shorter file has zeroes there. */
 #define KERNEL_HEAD_SIZE 1024

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include <sys/stat.h>
-
 #include "boot.h"
 #include "boot-kernel.h"
 #include "e820.h"
@@ -71,40 +69,13 @@ static int refuse_unknown_kernel(const KernelFile *file, const uint8_t *head, ch
                 file->name, head[0], head[1], head[2], head[3], head[0x1FE], head[0x1FF]);
 }
 
-static int file_size(int fd, const char *name, uint64_t *ret, char **ret_message) {
-        struct stat st;
-
-        if (fstat(fd, &st) < 0)
-                return set_message(ret_message, -errno, "%s: cannot be looked at: %s", name, strerror(errno));
-        if (!S_ISREG(st.st_mode))
-                return set_message(ret_message, -EINVAL, "%s: file type is 0%o, expected a regular file.", name,
-                        st.st_mode & S_IFMT);
-        *ret = (uint64_t) st.st_size;
-        return 0;
-}
-
-int kernel_file_load(const KernelFile *file, const GuestMemory *memory, uint64_t address, uint64_t offset, uint64_t length,
-        char **ret_message) {
-        int r;
-
-        if (!guest_memory_at(memory, address, length))
-                return set_message(ret_message, -ENOMEM, "%s: needs %llu bytes at 0x%llx, which is not all RAM.", file->name,
-                        (unsigned long long) length, (unsigned long long) address);
-        r = guest_memory_read_file(memory, address, length, file->fd, offset);
-        if (r < 0)
-                return set_message(ret_message, r, "%s: cannot read %llu bytes at offset 0x%llx: %s", file->name,
-                        (unsigned long long) length, (unsigned long long) offset,
-                        r == -ENODATA ? "the file ended meanwhile" : strerror(-r));
-        return 0;
-}
-
 static int load_kernel(const GuestMemory *memory, const X86BootInput *input, LoadedKernel *ret, char **ret_message) {
-        KernelFile file = { .fd = input->kernel_fd, .name = input->kernel_name ?: "kernel" };
+        KernelFile file;
         uint8_t head[KERNEL_HEAD_SIZE] = {};
         const char *format;
         int r;
 
-        r = file_size(file.fd, file.name, &file.size, ret_message);
+        r = kernel_file_open(input->kernel_fd, input->kernel_name ?: "kernel", &file, ret_message);
         if (r < 0)
                 return r;
         r = pread_full(file.fd, head, MIN(file.size, (uint64_t) sizeof(head)), 0);
@@ -122,16 +93,16 @@ static int load_kernel(const GuestMemory *memory, const X86BootInput *input, Loa
 /* As high as RAM and kernel allow, so that it is out of the way of a kernel that decompresses or moves itself. */
 static int load_initrd(const GuestMemory *memory, const X86BootInput *input, const LoadedKernel *kernel, uint64_t *ret_address,
         uint64_t *ret_size, char **ret_message) {
-        KernelFile file = { .fd = input->initrd_fd, .name = input->initrd_name ?: "initrd" };
+        KernelFile file;
         uint64_t end = MIN(x86_low_ram_end(memory), kernel->initrd_address_max + 1), address;
         uint64_t kernel_end = ALIGN_UP(kernel->address + kernel->size, (uint64_t) PAGE_SIZE);
         int r;
 
-        if (file.fd < 0) {
+        if (input->initrd_fd < 0) {
                 *ret_address = *ret_size = 0;
                 return 0;
         }
-        r = file_size(file.fd, file.name, &file.size, ret_message);
+        r = kernel_file_open(input->initrd_fd, input->initrd_name ?: "initrd", &file, ret_message);
         if (r < 0)
                 return r;
         if (file.size == 0)

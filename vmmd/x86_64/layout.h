@@ -48,6 +48,10 @@
 #define X86_PORT_PM1_EVENT_SIZE 4
 #define X86_PORT_PM1_CONTROL 0x604
 #define X86_PORT_PM1_CONTROL_SIZE 2
+#define X86_PORT_GPE0 0x620 /* status, enable */
+#define X86_PORT_GPE0_SIZE 2
+#define X86_PORT_HOTPLUG 0x630 /* up, down, eject: 32 bits each, 32-bit accesses only */
+#define X86_PORT_HOTPLUG_SIZE 12
 #define X86_PORT_PCI_ADDRESS 0xCF8 /* 32-bit accesses only; a byte at 0xCF9 is the reset register */
 #define X86_PORT_PCI_DATA 0xCFC    /* four bytes */
 #define X86_PORT_RESET 0xCF9

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <stdio.h>
-#include <systemd/sd-id128.h>
 
 #include "config.h"
 #include "layout.h"
+#include "machine-uuid.h"
 #include "smbios.h"
 
 /* DSP0134 5.2.2: the 64-bit entry point; it is searched for on 16-byte boundaries. */
@@ -147,26 +147,8 @@ int x86_smbios_write(const GuestMemory *memory, const X86SmbiosInput *input, cha
         return 0;
 }
 
-/* FNV-1a with 128 bits. Not a cryptographic hash: it only has to tell apart the names an administrator chooses. */
-static unsigned __int128 hash_name(const char *name) {
-        const unsigned __int128 prime = ((unsigned __int128) 0x1000000 << 64) | 0x13B;
-        unsigned __int128 h = ((unsigned __int128) 0x6C62272E07BB0142 << 64) | 0x62B821756295C58D;
-
-        for (; *name; name++)
-                h = (h ^ (uint8_t) *name) * prime;
-        return h;
-}
-
 void x86_smbios_uuid(const char *machine_name, uint8_t ret[static 16]) {
-        unsigned __int128 h = hash_name(machine_name);
-        sd_id128_t name_id, id;
+        sd_id128_t id = machine_uuid(machine_name);
 
-        memcpy(name_id.bytes, &h, sizeof(name_id.bytes));
-        /* Keyed by the host's own id, so that machines of one name on two hosts are not taken for one. */
-        if (sd_id128_get_machine_app_specific(name_id, &id) < 0) {
-                id = name_id;
-                id.bytes[6] = (id.bytes[6] & 0x0F) | 0x80; /* RFC 9562: version 8, made as we like */
-                id.bytes[8] = (id.bytes[8] & 0x3F) | 0x80;
-        }
         memcpy(ret, id.bytes, 16);
 }
