@@ -195,6 +195,7 @@ static const char *exit_status_meaning(int status) {
                 { 34, "the guest's kernel panicked" },
                 { 35, "the definition, the kernel or the initrd is wrong" },
                 { 36, "a device failed, and the definition says to stop then" },
+                { 37, "the plugin that is its hardware failed" },
         };
 
         for (size_t i = 0; i < ELEMENTSOF(meanings); i++)

@@ -24,7 +24,7 @@
 
 typedef struct Console {
         const Options *options;
-        const char *machine, *device;
+        const char *machine, *device, *port;
         VarlinkClient *client; /* for the window's size; NULL where that does not work */
         int fd;                /* the console, non-blocking */
         int signals;
@@ -56,23 +56,55 @@ static json_object *device_parameter(const Console *c) {
         return o;
 }
 
+static json_object *port_parameters(const Console *c) {
+        json_object *o = device_parameter(c);
+
+        if (o && json_add_string(o, "port", c->port) < 0) {
+                (void) json_object_put(o);
+                return NULL;
+        }
+        return o;
+}
+
+/* Where descriptors are lost on the way (a socket that ssh forwards), the connection itself becomes the console. */
+static int attach_connection(Console *c, json_object *parameters, char **ret_problem) {
+        _cleanup_free_ char *data = NULL;
+        size_t size = 0;
+        int r;
+
+        r = machine_call_upgrade(c->options, c->client, "AttachConsole", parameters, &c->fd, &data, &size, ret_problem);
+        c->client = varlink_client_unref(c->client);
+        if (r < 0)
+                return r;
+        r = write_full(STDOUT_FILENO, data, size);
+        if (r < 0)
+                return r;
+        /* Another one for the window's size; without it, it is a console nevertheless. */
+        (void) machine_connect(c->options, c->machine, &c->client, NULL);
+        return 0;
+}
+
 static int attach(Console *c, char **ret_problem) {
-        _cleanup_json_ json_object *parameters = device_parameter(c), *reply = NULL;
+        _cleanup_json_ json_object *parameters = port_parameters(c), *reply = NULL;
         int r;
 
         if (!parameters)
                 return -ENOMEM;
         r = machine_connect(c->options, c->machine, &c->client, ret_problem);
         if (r >= 0)
-                r = machine_call(c->client, "OpenConsole", parameters, &reply, ret_problem);
+                r = machine_call(c->options, c->client, "OpenConsole", parameters, &reply, ret_problem);
         if (r < 0)
                 return r;
         c->fd = varlink_client_take_fd(c->client, json_get_integer(reply, "fileDescriptorIndex", -1));
-        if (c->fd < 0)
-                return set_message(ret_problem, -EPROTO, "the machine handed over no console");
+        if (c->fd < 0) {
+                r = attach_connection(c, parameters, ret_problem);
+                if (r < 0)
+                        return r;
+        }
         if (fcntl(c->fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0)
                 return -errno;
-        varlink_client_set_timeout(c->client, SIZE_TIMEOUT_USEC);
+        if (c->client)
+                varlink_client_set_timeout(c->client, SIZE_TIMEOUT_USEC);
         return 0;
 }
 
@@ -82,13 +114,14 @@ static void send_size(Console *c) {
         struct winsize size;
         int r;
 
-        if (!c->terminal || !c->client || ioctl(STDIN_FILENO, TIOCGWINSZ, &size) < 0 || size.ws_col == 0 || size.ws_row == 0)
+        /* Only the console itself has a size. */
+        if (c->port || !c->terminal || !c->client || ioctl(STDIN_FILENO, TIOCGWINSZ, &size) < 0 || size.ws_col == 0 || size.ws_row == 0)
                 return;
         parameters = device_parameter(c);
         if (!parameters || json_add_integer(parameters, "columns", size.ws_col) < 0 ||
                 json_add_integer(parameters, "rows", size.ws_row) < 0)
                 return;
-        r = machine_call(c->client, "SetConsoleSize", parameters, NULL, NULL);
+        r = machine_call(c->options, c->client, "SetConsoleSize", parameters, NULL, NULL);
         if (r < 0)
                 c->client = varlink_client_unref(c->client);
 }
@@ -277,16 +310,14 @@ static void say_how_to_leave(const Console *c) {
 
 int command_console(const Options *o, char **arguments, size_t n) {
         _cleanup_(console_done) Console c = {
-                .options = o, .machine = arguments[0], .device = n > 1 ? arguments[1] : NULL, .fd = -EBADF, .signals = -EBADF,
+                .options = o, .machine = arguments[0], .device = n > 1 ? arguments[1] : NULL, .port = o->port, .fd = -EBADF, .signals = -EBADF,
         };
         _cleanup_free_ char *problem = NULL;
         int r;
 
         r = attach(&c, &problem);
-        if (r < 0) {
-                complain("%s: %s", c.machine, problem ?: strerror(-r));
-                return r == -ENOENT || r == -ECONNREFUSED ? STATUS_NOT_RUNNING : STATUS_FAILED;
-        }
+        if (r < 0)
+                return machine_conclude(c.machine, r, problem);
         say_how_to_leave(&c);
         r = run(&c);
         if (c.terminal) {

@@ -7,34 +7,14 @@
 #include "output.h"
 #include "view.h"
 
-static int view_to_json(const MachineView *v, json_object **ret) {
-        _cleanup_json_ json_object *o = json_object_new_object();
-        uint64_t since = machine_view_since(v);
+static int add_to_json(const MachineView *v, json_object *array) {
+        _cleanup_json_ json_object *o = NULL;
         int r;
 
-        if (!o)
-                return -ENOMEM;
-        r = json_add_string(o, "name", v->name);
-        if (r >= 0)
-                r = json_add_string(o, "state", machine_view_state(v));
-        if (r >= 0)
-                r = json_add_string(o, "unit", v->unit);
-        if (r >= 0 && since > 0)
-                r = json_add_integer(o, "since", (int64_t) since);
-        if (r >= 0 && machine_view_vcpus(v) > 0)
-                r = json_add_integer(o, "vcpus", (int64_t) machine_view_vcpus(v));
-        if (r >= 0 && machine_view_memory(v) > 0)
-                r = json_add_integer(o, "memory", (int64_t) machine_view_memory(v));
+        r = machine_view_to_json(v, &o);
         if (r >= 0)
                 r = json_add_integer(o, "devices", (int64_t) machine_view_n_devices(v));
-        if (r >= 0)
-                r = json_add_boolean(o, "defined", v->defined);
-        if (r >= 0)
-                r = json_add_string(o, "definitionProblem", v->definition_problem);
-        if (r < 0)
-                return r;
-        *ret = TAKE_PTR(o);
-        return 0;
+        return r < 0 ? r : json_append(array, TAKE_PTR(o));
 }
 
 static void add_row(Table *t, const MachineView *v) {
@@ -60,7 +40,6 @@ static void add_row(Table *t, const MachineView *v) {
 
 static int list_machine(const Options *o, sd_bus *bus, const char *name, Table *t, json_object *array) {
         _cleanup_(machine_view_done) MachineView v = {};
-        json_object *json;
         int r;
 
         r = machine_view_get(o, bus, name, &v);
@@ -69,12 +48,10 @@ static int list_machine(const Options *o, sd_bus *bus, const char *name, Table *
         /* A unit that somebody only asked about, or that is left over from a machine that is gone. */
         if (!v.defined && !machine_view_is_running(&v) && !streq(machine_view_state(&v), "failed"))
                 return 0;
-        if (!array) {
-                add_row(t, &v);
-                return 0;
-        }
-        r = view_to_json(&v, &json);
-        return r < 0 ? r : json_append(array, json);
+        if (array)
+                return add_to_json(&v, array);
+        add_row(t, &v);
+        return 0;
 }
 
 static int list_machines(const Options *o, sd_bus *bus) {

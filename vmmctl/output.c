@@ -1,19 +1,63 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <time.h>
 
 #include "output.h"
 
+static volatile sig_atomic_t broken_pipe;
+
+static void on_broken_pipe(int signal) {
+        broken_pipe = 1;
+}
+
+void output_begin(void) {
+        /* A handler rather than SIG_IGN, which programs that we start would inherit. */
+        struct sigaction action = { .sa_handler = on_broken_pipe };
+
+        (void) sigaction(SIGPIPE, &action, NULL);
+}
+
+bool output_is_gone(void) {
+        return broken_pipe;
+}
+
+char *make_printable(char *text) {
+        for (unsigned char *c = (unsigned char *) text; c && *c; c++) {
+                if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) /* C1, as UTF-8 has them */
+                        *c++ = '?';
+                else if ((*c >= 0x20 || *c == '\t') && *c != 0x7f)
+                        continue;
+                *c = '?';
+        }
+        return text;
+}
+
+/* Our own lines are kept: those that follow the first are indented. What somebody else's text puts there cannot be taken for the beginning of another complaint. */
+static char *make_lines_printable(char *text) {
+        for (char *line = text, *end; line; line = end) {
+                end = strstr(line, "\n  ");
+                if (end)
+                        *end = 0;
+                (void) make_printable(line);
+                if (end)
+                        *end++ = '\n';
+        }
+        return text;
+}
+
 void complain(const char *format, ...) {
+        _cleanup_free_ char *text = NULL;
         va_list ap;
 
-        (void) fputs("vmmctl: ", stderr);
         va_start(ap, format);
-        (void) vfprintf(stderr, format, ap);
+        if (vasprintf(&text, format, ap) < 0)
+                text = NULL;
         va_end(ap);
-        (void) fputc('\n', stderr);
+        /* In one go, so that nobody else's words come between. */
+        (void) fprintf(stderr, "vmmctl: %s\n", make_lines_printable(text) ?: "Out of memory.");
 }
 
 int print_json(const Options *o, json_object *value) {
@@ -24,7 +68,7 @@ int print_json(const Options *o, json_object *value) {
         text = json_object_to_json_string_ext(value, flags);
         if (!text)
                 return -ENOMEM;
-        return puts(text) < 0 ? -EIO : 0;
+        return puts(text) < 0 && !output_is_gone() ? -EIO : 0;
 }
 
 /* ---- colours ---- */
@@ -158,7 +202,7 @@ void table_add(Table *t, Color c, const char *format, ...) {
                 t->failed = true;
                 return;
         }
-        t->cells[t->n_cells] = text;
+        t->cells[t->n_cells] = make_printable(text);
         t->colors[t->n_cells++] = c;
 }
 

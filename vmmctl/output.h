@@ -8,8 +8,15 @@
 #include "json-util.h"
 #include "vmmctl.h"
 
+/* Once, first of all. */
+void output_begin(void);
+/* Whether whoever read our standard output has seen enough: no error, and nothing that a pipeline should fail for. */
+bool output_is_gone(void);
+
 /* "vmmctl: …" on standard error. */
 void complain(const char *format, ...) _printf_(1, 2);
+/* What others said, fit for a terminal: control characters, the escape among them, become question marks. Changes and returns `text`; NULL is NULL. */
+char *make_printable(char *text);
 
 /* Prints the value in the mode that was asked for; in JSON_OFF as JSON_PRETTY. */
 int print_json(const Options *o, json_object *value);

@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 
+#include "balloon.h"
 #include "output.h"
 #include "unit-name.h"
 #include "view.h"
@@ -11,6 +12,8 @@
 /* What is shown of a device: from the running machine where it runs, from the definition where not; and its unit. */
 typedef struct DeviceView {
         const char *name, *type, *state, *address, *error;
+        uint64_t error_time; /* CLOCK_REALTIME; 0 where unknown */
+        int64_t pid, reconnects;
         char *unit;
         bool has_unit_state;
         UnitState unit_state;
@@ -34,6 +37,9 @@ static int device_view_get(sd_bus *bus, const MachineView *v, size_t index, Devi
                 d.state = json_get_string(o, "state", "?");
                 d.address = json_get_string(o, "pciAddress", NULL);
                 d.error = json_get_string(o, "error", NULL);
+                d.error_time = (uint64_t) json_get_integer(o, "errorTime", 0);
+                d.pid = json_get_integer(o, "pid", 0);
+                d.reconnects = json_get_integer(o, "reconnects", 0);
         } else {
                 d.name = v->definition->devices[index].name;
                 d.type = v->definition->devices[index].type->name;
@@ -42,8 +48,12 @@ static int device_view_get(sd_bus *bus, const MachineView *v, size_t index, Devi
         if (!d.unit)
                 return -ENOMEM;
         d.has_unit_state = bus && unit_state_get(bus, d.unit, &d.unit_state) >= 0;
-        if (d.has_unit_state)
+        if (d.has_unit_state) {
                 d.problem = unit_state_problem(&d.unit_state);
+                /* The machine may not know, or may not have been asked. */
+                if (d.pid == 0)
+                        d.pid = d.unit_state.main_pid;
+        }
         *ret = d;
         return 0;
 }
@@ -80,13 +90,10 @@ static int unit_to_json(const UnitState *s, json_object **ret) {
         return 0;
 }
 
-static int add_unit(json_object *into, const char *unit, const UnitState *s) {
+static int add_unit_state(json_object *into, const UnitState *s) {
         json_object *json;
         int r;
 
-        r = json_add_string(into, "unit", unit);
-        if (r < 0 || !s)
-                return r;
         r = unit_to_json(s, &json);
         return r < 0 ? r : json_add(into, "unitState", json);
 }
@@ -104,10 +111,18 @@ static int device_to_json(const DeviceView *d, json_object *array) {
                 r = json_add_string(o, "state", d->state);
         if (r >= 0)
                 r = json_add_string(o, "pciAddress", d->address);
+        if (r >= 0 && d->pid > 0)
+                r = json_add_integer(o, "pid", d->pid);
+        if (r >= 0 && d->state)
+                r = json_add_integer(o, "reconnects", d->reconnects);
         if (r >= 0)
                 r = json_add_string(o, "error", d->error);
+        if (r >= 0 && d->error_time > 0)
+                r = json_add_integer(o, "errorTime", (int64_t) d->error_time);
         if (r >= 0)
-                r = add_unit(o, d->unit, d->has_unit_state ? &d->unit_state : NULL);
+                r = json_add_string(o, "unit", d->unit);
+        if (r >= 0 && d->has_unit_state)
+                r = add_unit_state(o, &d->unit_state);
         return r < 0 ? r : json_append(array, TAKE_PTR(o));
 }
 
@@ -126,28 +141,36 @@ static int devices_to_json(sd_bus *bus, const MachineView *v, json_object *into)
         return r;
 }
 
-static int status_to_json(sd_bus *bus, const MachineView *v, json_object *array) {
-        _cleanup_json_ json_object *o = json_object_new_object();
-        uint64_t since = machine_view_since(v);
+/* What only the running machine knows. */
+static int description_to_json(const MachineView *v, json_object *into) {
+        json_object *balloons = json_get(v->description, "balloons", json_type_array);
         int r;
 
-        if (!o)
-                return -ENOMEM;
-        r = json_add_string(o, "name", v->name);
+        if (!v->description)
+                return 0;
+        r = json_add_integer(into, "pid", json_get_integer(v->description, "pid", 0));
         if (r >= 0)
-                r = json_add_string(o, "state", machine_view_state(v));
-        if (r >= 0 && since > 0)
-                r = json_add_integer(o, "since", (int64_t) since);
-        if (r >= 0 && machine_view_vcpus(v) > 0)
-                r = json_add_integer(o, "vcpus", (int64_t) machine_view_vcpus(v));
-        if (r >= 0 && machine_view_memory(v) > 0)
-                r = json_add_integer(o, "memory", (int64_t) machine_view_memory(v));
+                r = json_add_boolean(into, "guestReady", json_get_boolean(v->description, "guestReady", false));
         if (r >= 0)
-                r = json_add_string(o, "lastProblem", json_get_string(v->description, "lastProblem", NULL));
+                r = json_add_string(into, "guestStatus", json_get_string(v->description, "guestStatus", NULL));
         if (r >= 0)
-                r = json_add_string(o, "definitionProblem", v->definition_problem);
+                r = json_add_integer(into, "resets", json_get_integer(v->description, "resets", 0));
         if (r >= 0)
-                r = add_unit(o, v->unit, v->has_unit_state ? &v->unit_state : NULL);
+                r = json_add_string(into, "lastProblem", json_get_string(v->description, "lastProblem", NULL));
+        if (r >= 0 && balloons)
+                r = json_add(into, "balloons", json_object_get(balloons));
+        return r;
+}
+
+static int status_to_json(sd_bus *bus, const MachineView *v, json_object *array) {
+        _cleanup_json_ json_object *o = NULL;
+        int r;
+
+        r = machine_view_to_json(v, &o);
+        if (r >= 0)
+                r = description_to_json(v, o);
+        if (r >= 0 && v->has_unit_state)
+                r = add_unit_state(o, &v->unit_state);
         if (r >= 0)
                 r = devices_to_json(bus, v, o);
         return r < 0 ? r : json_append(array, TAKE_PTR(o));
@@ -179,6 +202,8 @@ static void print_head(const MachineView *v) {
                 v->name, color(color_of_state(state)), state, color_end());
         if (since && ago)
                 (void) printf(" since %s; %s ago", since, ago);
+        if (v->description && !json_get_boolean(v->description, "guestReady", true))
+                (void) printf("; guest not ready yet");
         (void) putchar('\n');
 }
 
@@ -199,7 +224,7 @@ static void print_unit(const MachineView *v) {
 static void print_problems(const MachineView *v) {
         const UnitState *s = &v->unit_state;
         _cleanup_free_ char *problem = v->has_unit_state ? unit_state_problem(s) : NULL;
-        const char *last = json_get_string(v->description, "lastProblem", NULL);
+        _cleanup_free_ char *last = json_dup_string(v->description, "lastProblem");
 
         if (v->has_unit_state && *s->status_text)
                 print_line("Status", "\"%s\"", s->status_text);
@@ -208,7 +233,7 @@ static void print_problems(const MachineView *v) {
         if (problem)
                 print_line("Result", "%s%s%s", color(COLOR_RED), problem, color_end());
         if (last)
-                print_line("Problem", "%s%s%s", color(COLOR_RED), last, color_end());
+                print_line("Problem", "%s%s%s", color(COLOR_RED), make_printable(last), color_end());
         if (v->has_unit_state && s->n_restarts > 0)
                 print_line("Restarts", "%" PRIu32, s->n_restarts);
         if (v->description && json_get_integer(v->description, "resets", 0) > 0)
@@ -229,9 +254,31 @@ static void print_resources(sd_bus *bus, const MachineView *v) {
         print_line("Memory", "%s%s%s%s", memory ?: "?", used ? " (in use with its devices: " : "", used ?: "", used ? ")" : "");
 }
 
-static void add_device_row(Table *t, const DeviceView *d) {
-        const char *said = d->problem && *d->unit_state.status_text ? d->unit_state.status_text : NULL;
+static void print_balloons(const MachineView *v) {
+        json_object *balloons = json_get(v->description, "balloons", json_type_array);
 
+        for (size_t i = 0; balloons && i < json_object_array_length(balloons); i++) {
+                json_object *balloon = json_object_array_get_idx(balloons, i);
+                _cleanup_free_ char *summary = balloon_summary(balloon);
+                int64_t deflations = json_get_integer(balloon, "oomDeflations", 0);
+
+                if (deflations > 0)
+                        print_line("Balloon", "%s: %s; deflated %" PRId64 " times for want of memory",
+                                json_get_string(balloon, "device", "?"), summary ?: "?", deflations);
+                else
+                        print_line("Balloon", "%s: %s", json_get_string(balloon, "device", "?"), summary ?: "?");
+        }
+}
+
+/* Where it failed, its last words say more than systemd's. */
+static void add_device_problem(Table *t, const DeviceView *d) {
+        const char *said = d->problem && *d->unit_state.status_text ? d->unit_state.status_text : NULL;
+        _cleanup_free_ char *ago = d->error && d->error_time > 0 ? format_ago(d->error_time) : NULL;
+
+        table_add(t, COLOR_RED, "%s%s%s%s", d->error ?: said ?: d->problem ?: "", ago ? " (" : "", ago ?: "", ago ? " ago)" : "");
+}
+
+static void add_device_row(Table *t, const DeviceView *d) {
         table_add(t, COLOR_NONE, "%s", d->name);
         table_add(t, COLOR_NONE, "%s", d->type);
         table_add(t, d->state ? color_of_state(d->state) : COLOR_NONE, "%s", d->state ?: "-");
@@ -240,12 +287,15 @@ static void add_device_row(Table *t, const DeviceView *d) {
                 table_add(t, color_of_state(d->unit_state.active_state), "%s (%s)", d->unit, d->unit_state.active_state);
         else
                 table_add(t, COLOR_NONE, "%s", d->unit);
-        /* Where it failed, its last words say more than systemd's. */
-        table_add(t, COLOR_RED, "%s", d->error ?: said ?: d->problem ?: "");
+        if (d->pid > 0)
+                table_add(t, COLOR_NONE, "%" PRId64, d->pid);
+        else
+                table_add(t, COLOR_NONE, "-");
+        add_device_problem(t, d);
 }
 
 static int print_devices(sd_bus *bus, const MachineView *v) {
-        _cleanup_(table_done) Table t = { .n_columns = 6 };
+        _cleanup_(table_done) Table t = { .n_columns = 7 };
         size_t n = machine_view_n_devices(v);
         int r;
 
@@ -269,6 +319,7 @@ static int print_status(sd_bus *bus, const MachineView *v) {
         print_unit(v);
         print_problems(v);
         print_resources(bus, v);
+        print_balloons(v);
         return print_devices(bus, v);
 }
 

@@ -119,7 +119,7 @@ static int check_definition(Work *w, char *name) {
         r = definition_load(NULL, name, &d, &e);
         if (r == -ENOENT) {
                 outcomes_add(&w->outcomes, name, STATUS_UNKNOWN_MACHINE,
-                        "there is no definition of it in /etc/vmm, /run/vmm/machines or /usr/lib/vmm/machines");
+                        "there is no definition of it in /etc/vmm, /run/vmm/machines or /usr/lib/vmm/machines, or the first is empty");
                 return 0;
         }
         if (r == -EBADMSG) {
@@ -284,7 +284,7 @@ static void cut_power(Work *w) {
 
                 if (!w->jobs.jobs[i].path || w->jobs.jobs[i].result)
                         continue;
-                r = machine_call_by_name(w->options, w->names[i], "Terminate", NULL, NULL);
+                r = machine_call_by_name(w->options, w->names[i], "Terminate", NULL, NULL, NULL);
                 /* It may be gone before it has answered. Where it does not answer or refuses us, systemd may still do it. */
                 if (r >= 0 || r == -ECONNRESET || r == -EPIPE || r == -ENOENT || r == -ECONNREFUSED)
                         continue;
@@ -329,7 +329,7 @@ static int stop_machines(Work *w) {
                 return 0;
         r = queue_jobs(w, "StopUnit");
         if (r >= 0) {
-                r = jobs_wait(&w->jobs, o->force ? 0 : until);
+                r = jobs_wait(&w->jobs, option_given(o, OPTION_FORCE) ? 0 : until);
                 if (r == -ETIMEDOUT) {
                         cut_power(w);
                         r = jobs_wait(&w->jobs, UINT64_MAX);

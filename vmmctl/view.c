@@ -97,6 +97,34 @@ size_t machine_view_n_devices(const MachineView *v) {
         return v->definition ? v->definition->n_devices : 0;
 }
 
+int machine_view_to_json(const MachineView *v, json_object **ret) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+        uint64_t since = machine_view_since(v);
+        int r;
+
+        if (!o)
+                return -ENOMEM;
+        r = json_add_string(o, "name", v->name);
+        if (r >= 0)
+                r = json_add_string(o, "state", machine_view_state(v));
+        if (r >= 0)
+                r = json_add_string(o, "unit", v->unit);
+        if (r >= 0 && since > 0)
+                r = json_add_integer(o, "since", (int64_t) since);
+        if (r >= 0 && machine_view_vcpus(v) > 0)
+                r = json_add_integer(o, "vcpus", (int64_t) machine_view_vcpus(v));
+        if (r >= 0 && machine_view_memory(v) > 0)
+                r = json_add_integer(o, "memory", (int64_t) machine_view_memory(v));
+        if (r >= 0)
+                r = json_add_boolean(o, "defined", v->defined);
+        if (r >= 0)
+                r = json_add_string(o, "definitionProblem", v->definition_problem);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(o);
+        return 0;
+}
+
 static int compare_names(const void *a, const void *b) {
         return strcmp(*(char *const *) a, *(char *const *) b);
 }

@@ -31,6 +31,8 @@ uint64_t machine_view_since(const MachineView *v);
 uint64_t machine_view_memory(const MachineView *v); /* 0 where unknown */
 uint64_t machine_view_vcpus(const MachineView *v);  /* 0 where unknown */
 size_t machine_view_n_devices(const MachineView *v);
+/* What all that is printed of a machine begins with; the caller adds the rest. */
+int machine_view_to_json(const MachineView *v, json_object **ret);
 
 /* Names of all machines that are defined or that systemd has a loaded unit of, sorted, NULL-terminated. */
 int machine_names(const Options *o, sd_bus *bus, char ***ret);
