@@ -72,6 +72,13 @@ static void add_path(json_object *properties, const char *key, const char *descr
         add_string(property(properties, key, "string", description), "pattern", PATH_PATTERN);
 }
 
+static json_object *add_account(json_object *properties, const char *key, const char *description) {
+        json_object *o = property(properties, key, "string", description);
+
+        add_string(o, "pattern", "^[A-Za-z_][A-Za-z0-9_-]{0,30}$");
+        return o;
+}
+
 static void add_option(json_object *properties, const DeviceOption *option) {
         json_object *o;
 
@@ -90,17 +97,76 @@ static void add_option(json_object *properties, const DeviceOption *option) {
                 (void) number_or_string(properties, option->name, option->description, option->minimum, option->maximum, SIZE_PATTERN);
                 break;
         case DEVICE_OPTION_STRING:
-                add_number(property(properties, option->name, "string", option->description), "maxLength", option->maximum);
+        case DEVICE_OPTION_INTERFACE:
+                o = property(properties, option->name, "string", option->description);
+                add_number(o, "maxLength", option->maximum);
+                if (option->pattern)
+                        add_string(o, "pattern", option->pattern);
                 break;
         case DEVICE_OPTION_ENUM:
                 (void) add_enum(property(properties, option->name, "string", option->description), option->values, false);
                 break;
         case DEVICE_OPTION_PATH:
+        case DEVICE_OPTION_DIRECTORY:
                 add_path(properties, option->name, option->description);
+                break;
+        case DEVICE_OPTION_STRINGS:
+        case DEVICE_OPTION_PATHS:
+                o = property(properties, option->name, "array", option->description);
+                add_number(o, "minItems", 1);
+                add_number(o, "maxItems", option->elements_max ?: DEVICE_OPTION_LIST_MAX);
+                o = add_object(o, "items");
+                add_string(o, "type", "string");
+                if (option->kind == DEVICE_OPTION_STRINGS)
+                        add_number(o, "maxLength", option->maximum);
+                if (option->kind == DEVICE_OPTION_PATHS || option->pattern)
+                        add_string(o, "pattern", option->kind == DEVICE_OPTION_PATHS ? PATH_PATTERN : option->pattern);
                 break;
         default:
                 assert(false);
         }
+}
+
+/* only_where and required_where: IF the other option has such a value THEN this one may not be, or has to be, there. */
+static void add_condition(json_object *all, const DeviceType *type, const DeviceOption *option, const char *condition, bool required) {
+        const DeviceOption *other = device_condition_option(type, condition);
+        json_object *rule = json_object_new_object(), *test = add_object(rule, "if"),
+                    *values = json_object_new_array(), *names = json_object_new_array(), *keys = json_object_new_array(), *then;
+        char *words = strdup(strchr(condition, '=') + 1), *state = NULL;
+        bool absent = device_condition_holds(type, condition, NULL);
+
+        for (char *word = strtok_r(words, "|", &state); word; word = strtok_r(NULL, "|", &state))
+                (void) json_object_array_add(values,
+                        other->kind == DEVICE_OPTION_BOOLEAN ? json_object_new_boolean(streq(word, "true")) : json_object_new_string(word));
+        (void) json_object_object_add(add_object(add_object(test, "properties"), other->name), "enum", values);
+        (void) json_object_array_add(names, json_object_new_string(other->name));
+        if (absent) /* `properties` says nothing of what is absent, which is then a match */
+                json_object_put(names);
+        else
+                (void) json_object_object_add(test, "required", names);
+
+        then = add_object(rule, required ? "then" : "else");
+        (void) json_object_array_add(keys, json_object_new_string(option->name));
+        if (!required)
+                then = add_object(then, "not");
+        (void) json_object_object_add(then, "required", keys);
+        (void) json_object_array_add(all, rule);
+        free(words);
+}
+
+static void add_conditions(json_object *schema, const DeviceType *type) {
+        json_object *all = json_object_new_array();
+
+        for (const DeviceOption *option = type->options; option->name; option++) {
+                if (option->only_where)
+                        add_condition(all, type, option, option->only_where, false);
+                if (option->required_where)
+                        add_condition(all, type, option, option->required_where, true);
+        }
+        if (json_object_array_length(all) > 0)
+                (void) json_object_object_add(schema, "allOf", all);
+        else
+                json_object_put(all);
 }
 
 static void require(json_object *schema, json_object *names) {
@@ -114,14 +180,17 @@ static json_object *device_schema(const DeviceType *type) {
         add_string(schema, "type", "object");
         add_string(schema, "description", type->description);
         properties = add_object(schema, "properties");
-        add_string(add_object(properties, "type"), "const", type->name);
-        (void) json_object_array_add(required, json_object_new_string("type"));
+        if (type != &plugin_type) {
+                add_string(add_object(properties, "type"), "const", type->name);
+                (void) json_object_array_add(required, json_object_new_string("type"));
+        }
         for (const DeviceOption *option = type->options; option->name; option++) {
                 add_option(properties, option);
                 if (option->required)
                         (void) json_object_array_add(required, json_object_new_string(option->name));
         }
         require(schema, required);
+        add_conditions(schema, type);
         return schema;
 }
 
@@ -159,11 +228,16 @@ static void add_actions(json_object *properties) {
         static const char *const on_reboot[] = { "reset", "stop", NULL };
         static const char *const on_panic[] = { "stop", "reset", "pause", NULL };
         static const char *const on_device_failure[] = { "continue", "stop", NULL };
+        static const char *const on_failure[] = { "stop", "restart", NULL };
+        static const char *const ready_when[] = { "started", "guest", NULL };
 
         add_default(add_enum(property(properties, "onReboot", "string", "When the guest asks for a reboot"), on_reboot, false), "\"reset\"");
         add_default(add_enum(property(properties, "onPanic", "string", "When the guest's kernel panics"), on_panic, false), "\"stop\"");
         add_default(add_enum(property(properties, "onDeviceFailure", "string", "When a device is gone for good"), on_device_failure, false),
                 "\"continue\"");
+        add_default(add_enum(property(properties, "onFailure", "string", "When vmmd itself is killed, or hangs"), on_failure, false), "\"stop\"");
+        add_default(add_enum(property(properties, "readyWhen", "string", "When the machine's unit counts as started"), ready_when, false),
+                "\"started\"");
 }
 
 static void add_machine(json_object *properties) {
@@ -185,16 +259,22 @@ static void add_machine(json_object *properties) {
         add_number(o, "minimum", 1);
         add_number(o, "maximum", MACHINE_VCPUS_MAX);
         add_default(o, "1");
+        o = property(properties, "hotplugSlots", "integer", "How many devices can be attached while the machine runs");
+        add_number(o, "minimum", 0);
+        add_number(o, "maximum", MACHINE_HOTPLUG_SLOTS_MAX);
+        add_default(o, "4");
         add_path(properties, "kernel", "Kernel image: bzImage or ELF");
         add_path(properties, "initrd", "Initial RAM disk");
+        add_path(properties, "deviceTreeOverlay", "Device tree overlay, as dtc compiles it (64-bit Arm)");
         o = property(properties, "commandLine", "string", "Kernel command line; the devices add their own arguments");
         add_number(o, "maxLength", MACHINE_COMMAND_LINE_MAX);
         add_actions(properties);
         o = number_or_string(properties, "stopTimeout", "From the power button to the end, in seconds or as in \"1min 30s\"", 0,
                 MACHINE_STOP_TIMEOUT_MAX / USEC_PER_SEC, TIME_PATTERN);
         add_default(o, "\"90s\"");
-        o = property(properties, "accessGroup", "string", "Group that may change the running machine");
-        add_string(o, "pattern", "^[A-Za-z_][A-Za-z0-9_-]{0,30}$");
+        add_account(properties, "owner", "User that may change the running machine");
+        add_account(properties, "accessGroup", "Group that may change the running machine");
+        add_default(add_account(properties, "readGroup", "Group that may look at the running machine"), "\"vmm-read\"");
         add_credentials(properties);
         o = property(properties, "smbiosStrings", "array", "OEM strings, SMBIOS type 11");
         add_number(o, "maxItems", MACHINE_SMBIOS_STRINGS_MAX);
@@ -202,17 +282,41 @@ static void add_machine(json_object *properties) {
         add_string(o, "type", "string");
         add_number(o, "minLength", 1);
         add_devices(properties);
+        o = device_schema(&plugin_type);
+        add_string(o, "description", "A program that supplies all of the machine's hardware, instead of kernel and devices");
+        (void) json_object_object_add(properties, "plugin", o);
+}
+
+static json_object *names_of(const char *const *names) {
+        json_object *array = json_object_new_array();
+
+        for (; *names; names++)
+                (void) json_object_array_add(array, json_object_new_string(*names));
+        return array;
+}
+
+/* Either a kernel or a plugin, and little beside that. */
+static void add_alternative(json_object *schema) {
+        static const char *const beside[] = { "$schema", "accessGroup", "owner", "plugin", "readGroup", "stopTimeout", "vcpus", NULL };
+        static const char *const plugin[] = { "plugin", NULL }, *const kernel[] = { "kernel", NULL };
+        json_object *then;
+
+        (void) json_object_object_add(add_object(schema, "if"), "required", names_of(plugin));
+        then = add_object(schema, "then");
+        (void) json_object_object_add(add_object(then, "propertyNames"), "enum", names_of(beside));
+        add_number(add_object(add_object(then, "properties"), "vcpus"), "maximum", MACHINE_PLUGIN_VCPUS_MAX);
+        (void) json_object_object_add(add_object(schema, "else"), "required", names_of(kernel));
 }
 
 int main(void) {
-        json_object *schema = json_object_new_object(), *required = json_object_new_array();
+        json_object *schema = json_object_new_object();
 
         add_string(schema, "$schema", "https://json-schema.org/draft/2020-12/schema");
         add_string(schema, "title", "vmm.machine(5): a virtual machine of vmmd");
         add_string(schema, "type", "object");
         add_machine(add_object(schema, "properties"));
-        (void) json_object_array_add(required, json_object_new_string("kernel"));
-        require(schema, required);
+        require(schema, json_object_new_array());
+        add_alternative(schema);
         (void) printf("%s\n", json_object_to_json_string_ext(schema, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE));
         json_object_put(schema);
         return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;

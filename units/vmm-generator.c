@@ -18,6 +18,9 @@
 #include "catalog-ids.h"
 #include "config.h"
 #include "definition.h"
+#include "foreign-unit.h"
+#include "mac-address.h"
+#include "snapshot.h"
 #include "unit-name.h"
 
 /* From the end of vmmd's own patience with the guest to systemd's with vmmd. */
@@ -125,19 +128,6 @@ static FILE *open_drop_in(Outputs *outputs, char *unit) {
         return f;
 }
 
-/* A word of a unit file (systemd.syntax(7), "Quoting"): in double quotes; specifiers are doubled; and `$` where the line is a command. */
-static void put_word(FILE *f, const char *word, bool command) {
-        (void) fputc('"', f);
-        for (const char *p = word; *p; p++) {
-                if (*p == '"' || *p == '\\')
-                        (void) fputc('\\', f);
-                else if (*p == '%' || (*p == '$' && command))
-                        (void) fputc(*p, f);
-                (void) fputc(*p, f);
-        }
-        (void) fputc('"', f);
-}
-
 /* A name that is plain by construction. Takes ownership of it; NULL, which is out of memory, shows in outputs_close(). */
 static void put_name(Outputs *outputs, FILE *f, const char *key, char *name) {
         if (name)
@@ -168,7 +158,111 @@ static void put_mounts(FILE *f, const char *path) {
         (void) fputc('\n', f);
 }
 
+/* A device's sockets are there before its machine starts; its service starts by them, but stops after its guest. */
+static void put_needs(Outputs *outputs, FILE *f, const MachineDefinition *d, const char *device) {
+        put_name(outputs, f, "Requires", device_unit_name(d->name, device, "socket"));
+        put_name(outputs, f, "After", device_unit_name(d->name, device, "socket"));
+        put_name(outputs, f, "After", device_unit_name(d->name, device, "service"));
+}
+
+static void slot_name(unsigned slot, char ret[DEVICE_NAME_MAX]) {
+        (void) snprintf(ret, DEVICE_NAME_MAX, MACHINE_SLOT_PREFIX "%u", slot);
+}
+
+static const char *path_mode(const DeviceDefinition *device, const DeviceOption *option) {
+        bool directory = option->kind == DEVICE_OPTION_DIRECTORY;
+
+        if (option->access == DEVICE_PATH_APPEND_LOG)
+                return "append";
+        if (option->access == DEVICE_PATH_READ || device_definition_boolean(device, "readOnly", false))
+                return directory ? "tree-ro" : "ro";
+        return directory ? "tree" : "rw";
+}
+
+static bool is_device_node(const char *path) {
+        struct stat st;
+
+        /* At boot what is below /dev may not be there yet. */
+        return startswith(path, "/dev/") || (stat(path, &st) >= 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)));
+}
+
+/* Lets a unit open a path. */
+static void put_device_allow(FILE *f, const char *path, const char *mode) {
+        if (!is_device_node(path))
+                return;
+        (void) fputs("DeviceAllow=", f);
+        put_word(f, path, false);
+        (void) fputs(streq(mode, "ro") ? " r\n" : " rw\n", f);
+}
+
+/* Calls `put` for each file of a device that vmmd has open, too. */
+static int for_each_file_of_vmmd(FILE *f, const MachineDefinition *d,
+        int (*put)(FILE *f, const DeviceDefinition *device, const DeviceOption *option, const char *path)) {
+        int r = 0;
+
+        for (size_t i = 0; i < d->n_devices; i++)
+                for (const DeviceOption *o = d->devices[i].type->options; o->name && r >= 0; o++) {
+                        const char *path = o->vmmd_opens ? device_definition_string(&d->devices[i], o->name, NULL) : NULL;
+
+                        if (path)
+                                r = put(f, &d->devices[i], o, path);
+                }
+        return r;
+}
+
+static int put_mounts_for_vmmd(FILE *f, const DeviceDefinition *device, const DeviceOption *option, const char *path) {
+        put_mounts(f, path);
+        return 0;
+}
+
+static int put_allow_for_vmmd(FILE *f, const DeviceDefinition *device, const DeviceOption *option, const char *path) {
+        put_device_allow(f, path, path_mode(device, option));
+        return 0;
+}
+
+static int put_open_for_vmmd(FILE *f, const DeviceDefinition *device, const DeviceOption *option, const char *path) {
+        _cleanup_free_ char *name = NULL;
+
+        if (asprintf(&name, "%s.%s", device->name, option->name) < 0) {
+                name = NULL;
+                return -ENOMEM;
+        }
+        return put_open(f, name, path_mode(device, option), path);
+}
+
+/* The snapshot that vmmctl has left for this start, if any. */
+static int put_open_restore(FILE *f, const MachineDefinition *d) {
+        _cleanup_free_ char *path = NULL;
+
+        if (asprintf(&path, SNAPSHOT_RESTORE_DIRECTORY "/%s", d->name) < 0) {
+                path = NULL;
+                return -ENOMEM;
+        }
+        return put_open(f, "restore", "restore", path);
+}
+
+/* Since systemd 254 a service can be started again without what belongs to it being stopped first; others would complain of the setting, and not get to
+ * starting it at all. There is no asking for its version here; that one brought a unit with it. */
+static bool manager_restarts_directly(void) {
+        _cleanup_free_ char *path = NULL;
+
+        if (asprintf(&path, "%s/usr/lib/systemd/system/soft-reboot.target", getenv("VMM_ROOT") ?: "") < 0) {
+                path = NULL;
+                return false;
+        }
+        return access(path, F_OK) >= 0;
+}
+
+/* What follows where vmmd itself does not live to decide. */
+static void put_on_failure(FILE *f, const MachineDefinition *d, bool restart, bool direct) {
+        if (direct)
+                (void) fprintf(f, "ExecStartPre=-+" LIBEXECDIR "/vmm-crash-report %s restarted\nRestart=on-abnormal\nRestartMode=direct\nRestartSec=100ms\n", d->name);
+        else if (restart)
+                (void) fprintf(f, "ExecStopPost=-+" LIBEXECDIR "/vmm-crash-report %s start\n", d->name);
+}
+
 static int machine_service(Outputs *outputs, const MachineDefinition *d) {
+        bool restart = d->on_failure == ON_FAILURE_RESTART, direct = restart && manager_restarts_directly();
         FILE *f = open_drop_in(outputs, machine_unit_name(d->name, "service"));
         int r;
 
@@ -177,14 +271,22 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
         (void) fprintf(f, "[Unit]\nDescription=Virtual Machine %s\n", d->name);
         put_name(outputs, f, "Requires", machine_unit_name(d->name, "socket"));
         put_name(outputs, f, "After", machine_unit_name(d->name, "socket"));
-        put_mounts(f, d->kernel);
+        if (!restart || direct)
+                (void) fprintf(f, "OnFailure=vmm-crash-%s@%s.service\n", restart ? "restart" : "report", d->name);
+        if (d->kernel)
+                put_mounts(f, d->kernel);
         if (d->initrd)
                 put_mounts(f, d->initrd);
-        for (size_t i = 0; i < d->n_devices; i++) {
-                put_name(outputs, f, "Requires", device_unit_name(d->name, d->devices[i].name, "socket"));
-                put_name(outputs, f, "After", device_unit_name(d->name, d->devices[i].name, "socket"));
-                /* Not required: a device starts by its socket. But it stops after its guest. */
-                put_name(outputs, f, "After", device_unit_name(d->name, d->devices[i].name, "service"));
+        if (d->device_tree_overlay)
+                put_mounts(f, d->device_tree_overlay);
+        (void) for_each_file_of_vmmd(f, d, put_mounts_for_vmmd);
+        for (size_t i = 0; i < d->n_devices; i++)
+                put_needs(outputs, f, d, d->devices[i].name);
+        for (unsigned i = 0; i < d->hotplug_slots; i++) {
+                char slot[DEVICE_NAME_MAX];
+
+                slot_name(i, slot);
+                put_needs(outputs, f, d, slot);
         }
 
         (void) fputs("\n[Service]\n", f);
@@ -196,10 +298,17 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
                 (void) fprintf(f, "Group=%s\n", d->access_group);
         /* Read by the manager as root: the definition may hold secrets, which a property (StandardInputData=) would show to everybody. */
         (void) fprintf(f, "StandardInput=file:%s/vmm@%s.service.d/definition.json\n", normal_dir, d->name);
+        (void) for_each_file_of_vmmd(f, d, put_allow_for_vmmd);
         (void) fputs("ExecStartPre=\nExecStartPre=+" LIBEXECDIR "/vmm-open", f);
-        r = put_open(f, "kernel", "ro", d->kernel);
+        r = d->kernel ? put_open(f, "kernel", "ro", d->kernel) : 0;
         if (r >= 0 && d->initrd)
                 r = put_open(f, "initrd", "ro", d->initrd);
+        if (r >= 0 && d->device_tree_overlay)
+                r = put_open(f, MACHINE_OVERLAY_FILE, "ro", d->device_tree_overlay);
+        if (r >= 0)
+                r = for_each_file_of_vmmd(f, d, put_open_for_vmmd);
+        if (r >= 0 && d->kernel)
+                r = put_open_restore(f, d);
         for (size_t i = 0; i < d->n_devices && r >= 0; i++) {
                 _cleanup_free_ char *path = NULL;
 
@@ -210,6 +319,7 @@ static int machine_service(Outputs *outputs, const MachineDefinition *d) {
                         r = put_open(f, d->devices[i].name, "wake", path);
         }
         (void) fprintf(f, "\nTimeoutStopSec=%" PRIu64 "us\n", d->stop_timeout_usec + STOP_MARGIN_USEC);
+        put_on_failure(f, d, restart, direct);
         (void) fprintf(f, "LogExtraFields=VMM_MACHINE=%s\n", d->name);
         return MIN(r, outputs_close(outputs, f));
 }
@@ -233,6 +343,12 @@ static int machine_socket(Outputs *outputs, const MachineDefinition *d) {
         /* So it stops after them, and can remove their directory. */
         for (size_t i = 0; i < d->n_devices; i++)
                 put_name(outputs, f, "Before", device_unit_name(d->name, d->devices[i].name, "socket"));
+        for (unsigned i = 0; i < d->hotplug_slots; i++) {
+                char slot[DEVICE_NAME_MAX];
+
+                slot_name(i, slot);
+                put_name(outputs, f, "Before", device_unit_name(d->name, slot, "socket"));
+        }
         (void) fputs("\n[Socket]\n", f);
         put_name(outputs, f, "Slice", machine_slice_name(d->name));
         return outputs_close(outputs, f);
@@ -257,6 +373,33 @@ static void put_device_description(FILE *f, const MachineDefinition *d, const De
         (void) fprintf(f, "[Unit]\nDescription=%s%s '%s' of Machine %s\n", prefix, device->type->description, device->name, d->name);
 }
 
+/* [Socket] of a device, whose [Unit] is there. */
+static int finish_socket(Outputs *outputs, FILE *f, const MachineDefinition *d, DeviceTransport transport) {
+        (void) fputs("\n[Socket]\n", f);
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
+        if (transport == DEVICE_TRANSPORT_PLUGIN)
+                (void) fputs("ListenSequentialPacket=/run/vmm/%I.plugin\n", f);
+        else
+                (void) fprintf(f, "ListenStream=/run/vmm/%%I.%s\n", transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhost-user");
+        return outputs_close(outputs, f);
+}
+
+static bool is_vsock(const DeviceDefinition *device) {
+        return streq(device->type->name, "vsock");
+}
+
+/* Where clients of the host's come to be connected with the guest. Who may change the machine may speak to what runs in it. */
+static void put_vsock_socket(FILE *f, const MachineDefinition *d) {
+        (void) fputs("\n[Socket]\nListenStream=/run/vmm/%I.vsock\nListenSequentialPacket=/run/vmm/%I.vsock-seqpacket\n", f);
+        if (d->access_group)
+                (void) fprintf(f, "SocketGroup=%s\n", d->access_group);
+}
+
+/* The guest's connections go to sockets beside that one, which anybody may serve who lets this group in. */
+static void put_vsock_service(FILE *f, const MachineDefinition *d) {
+        (void) fprintf(f, "Group=vmm-vsock\nBindReadOnlyPaths=/run/vmm/%s\n", d->name);
+}
+
 static int device_socket(Outputs *outputs, const MachineDefinition *d, const DeviceDefinition *device) {
         FILE *f = open_drop_in(outputs, device_unit_name(d->name, device->name, "socket"));
 
@@ -264,59 +407,120 @@ static int device_socket(Outputs *outputs, const MachineDefinition *d, const Dev
                 return -ENOMEM;
         put_device_description(f, d, device, "Sockets of ");
         put_belongs_to(outputs, f, d);
-        (void) fputs("\n[Socket]\n", f);
-        put_name(outputs, f, "Slice", machine_slice_name(d->name));
-        (void) fprintf(f, "ListenStream=/run/vmm/%%I.%s\n",
-                device->type->transport == DEVICE_TRANSPORT_BUS ? "bus" : "vhost-user");
-        return outputs_close(outputs, f);
+        if (is_vsock(device))
+                put_vsock_socket(f, d);
+        return finish_socket(outputs, f, d, device->type->transport);
 }
 
-static const char *path_mode(const DeviceDefinition *device, const DeviceOption *option) {
-        if (option->access == DEVICE_PATH_APPEND_LOG)
-                return "append";
-        if (option->access == DEVICE_PATH_READ || device_definition_boolean(device, "readOnly", false))
-                return "ro";
-        return "rw";
+/* A tap is opened for the helper, as many queues as it has pairs; for a plugin as it expects one. The device nodes are the kernel's own ways to get at one. */
+static int put_interface(FILE *f, const DeviceDefinition *device, const DeviceOption *option) {
+        const char *name = device_definition_string(device, option->name, "");
+        char mode[16];
+
+        if (device->type == &plugin_type)
+                (void) snprintf(mode, sizeof(mode), "frames");
+        else
+                (void) snprintf(mode, sizeof(mode), "tap:%u", (unsigned) device_definition_unsigned(device, "queuePairs", 1));
+        (void) fputs("ExecStartPre=+" LIBEXECDIR "/vmm-open", f);
+        return put_open(f, option->name, mode, name);
 }
 
-static bool is_device_node(const char *path) {
-        struct stat st;
+static const DeviceOption *find_interface(const DeviceDefinition *device) {
+        for (const DeviceOption *o = device->type->options; o->name; o++)
+                if (o->kind == DEVICE_OPTION_INTERFACE && device_definition_string(device, o->name, NULL))
+                        return o;
+        return NULL;
+}
 
-        /* At boot what is below /dev may not be there yet. */
-        return startswith(path, "/dev/") || (stat(path, &st) >= 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode)));
+/* The Ethernet address that it has where the definition gives none, and the interface has none to give: the helper cannot know what host this is. */
+static void put_default_mac(FILE *f, const MachineDefinition *d, const char *device) {
+        uint8_t mac[MAC_ADDRESS_SIZE];
+        char text[MAC_ADDRESS_TEXT_MAX];
+
+        mac_address_derive(d->name, device, mac);
+        mac_address_format(mac, text);
+        (void) fprintf(f, "Environment=VMM_DEFAULT_MAC=%s\n", text);
+}
+
+static int put_network(FILE *f, const MachineDefinition *d, const DeviceDefinition *device, const DeviceOption *option) {
+        int r;
+
+        if (device != d->plugin)
+                put_default_mac(f, d, device->name);
+        (void) fputs("DeviceAllow=/dev/net/tun rw\nDeviceAllow=char-macvtap rw\n", f);
+        r = put_interface(f, device, option);
+        (void) fputc('\n', f);
+        return r;
+}
+
+/* Device nodes may be opened. */
+static void put_device_nodes(FILE *f, const DeviceDefinition *device) {
+        const char *path;
+
+        for (const DeviceOption *o = device->type->options; o->name; o++)
+                for (size_t i = 0; (path = device_definition_path(device, o, i)); i++)
+                        put_device_allow(f, path, path_mode(device, o));
+}
+
+/* One request of vmm-open: NAME, or NAME-i for an element of a list. */
+static int put_open_path(FILE *f, const DeviceDefinition *device, const DeviceOption *option, size_t i, const char *path) {
+        _cleanup_free_ char *name = NULL;
+
+        if (!device_option_is_list(option))
+                return put_open(f, option->name, path_mode(device, option), path);
+        if (asprintf(&name, "%s-%zu", option->name, i) < 0) {
+                name = NULL;
+                return -ENOMEM;
+        }
+        return put_open(f, name, path_mode(device, option), path);
 }
 
 /* The files a device names: they are mounted first, may be opened, and are. */
 static int put_device_paths(FILE *f, const DeviceDefinition *device) {
+        const char *path;
         bool first = true;
         int r = 0;
 
-        for (const DeviceOption *o = device->type->options; o->name; o++) {
-                const char *path = o->kind == DEVICE_OPTION_PATH ? device_definition_string(device, o->name, NULL) : NULL;
-
-                if (!path || !is_device_node(path))
-                        continue;
-                (void) fputs("DeviceAllow=", f);
-                put_word(f, path, false);
-                (void) fputs(streq(path_mode(device, o), "ro") ? " r\n" : " rw\n", f);
-        }
-        for (const DeviceOption *o = device->type->options; o->name && r >= 0; o++) {
-                const char *path = o->kind == DEVICE_OPTION_PATH ? device_definition_string(device, o->name, NULL) : NULL;
-
-                if (!path)
-                        continue;
-                if (first)
-                        (void) fputs("ExecStartPre=+" LIBEXECDIR "/vmm-open", f);
-                first = false;
-                r = put_open(f, o->name, path_mode(device, o), path);
-        }
+        put_device_nodes(f, device);
+        for (const DeviceOption *o = device->type->options; o->name; o++)
+                for (size_t i = 0; !o->bound && (path = device_definition_path(device, o, i)) && r >= 0; i++) {
+                        if (first)
+                                (void) fputs("ExecStartPre=+" LIBEXECDIR "/vmm-open", f);
+                        first = false;
+                        r = put_open_path(f, device, o, i, path);
+                }
         if (!first)
                 (void) fputc('\n', f);
         return r;
 }
 
+/* Calls `put` for the source of each of a plugin's mounts. */
+static int for_each_mount(FILE *f, const DeviceDefinition *plugin, void (*put)(FILE *f, const char *source, bool writable)) {
+        static const char *const options[] = { "readOnlyPaths", "readWritePaths" };
+        const char *mount;
+
+        for (size_t writable = 0; writable < ELEMENTSOF(options); writable++)
+                for (size_t i = 0; (mount = device_definition_list(plugin, options[writable], i)); i++) {
+                        _cleanup_free_ char *source = strndup(mount, strcspn(mount, ":"));
+
+                        if (!source)
+                                return -ENOMEM;
+                        put(f, source, writable);
+                }
+        return 0;
+}
+
+static void put_mount_needed(FILE *f, const char *source, bool writable) {
+        put_mounts(f, source);
+}
+
+static void put_mount_allowed(FILE *f, const char *source, bool writable) {
+        put_device_allow(f, source, writable ? "rw" : "ro");
+}
+
 static int device_service(Outputs *outputs, const MachineDefinition *d, const DeviceDefinition *device) {
         _cleanup_(string_array_freep) char **arguments = NULL;
+        const DeviceOption *interface = find_interface(device);
         FILE *f;
         int r;
 
@@ -329,23 +533,89 @@ static int device_service(Outputs *outputs, const MachineDefinition *d, const De
         put_device_description(f, d, device, "");
         put_belongs_to(outputs, f, d);
         for (const DeviceOption *o = device->type->options; o->name; o++)
-                if (o->kind == DEVICE_OPTION_PATH && device_definition_string(device, o->name, NULL))
-                        put_mounts(f, device_definition_string(device, o->name, NULL));
+                for (size_t i = 0; device_definition_path(device, o, i); i++)
+                        put_mounts(f, device_definition_path(device, o, i));
+        if (device == d->plugin)
+                r = for_each_mount(f, device, put_mount_needed);
+
+        if (interface)
+                /* Waiting for an interface that never comes takes longer than the usual interval allows for: there would be no end of it. And
+                 * DeviceAllow= knows char-macvtap only once the module is there, which the interface may be the first to bring. */
+                (void) fputs("Wants=modprobe@macvtap.service\nAfter=network.target modprobe@macvtap.service\nStartLimitIntervalSec=1min\n", f);
 
         (void) fputs("\n[Service]\n", f);
         put_name(outputs, f, "Slice", machine_slice_name(d->name));
         put_name(outputs, f, "User", unit_user_name(d->name, device->name));
+        if (is_vsock(device))
+                put_vsock_service(f, d);
+        if (device_definition_is_foreign(device))
+                r = MIN(r, put_foreign_service(f, device));
+        if (device_definition_is_foreign(device) && device->type->queues_in_pairs)
+                put_default_mac(f, d, device->name);
         (void) fputs("ExecStartPre=\n", f);
-        r = put_device_paths(f, device);
+        if (device == d->plugin && r >= 0)
+                r = for_each_mount(f, device, put_mount_allowed);
+        if (r >= 0)
+                r = put_device_paths(f, device);
+        if (interface && r >= 0)
+                r = put_network(f, d, device, interface);
         (void) fputs("ExecStart=\nExecStart=" LIBEXECDIR "/vmm-device", f);
         for (char **a = arguments; *a; a++) {
                 (void) fputc(' ', f);
                 put_word(f, *a, true);
         }
         /* Not in the template: what has no definition is not to be tried again. */
-        (void) fprintf(f, "\nRestart=on-failure\nRestartSec=100ms\nLogExtraFields=VMM_MACHINE=%s VMM_DEVICE=%s\n", d->name,
-                device->name);
+        /* A plugin's machine ends with it: there is nothing that another could go on with. Others start again at once, for a guest waits: the manager's timers are exact to a
+         * quarter of a second, so that any other time would be that. The start limit ends it where it does not help. */
+        (void) fprintf(f, "\nRestart=%s\nRestartSec=0\nLogExtraFields=VMM_MACHINE=%s VMM_DEVICE=%s\n",
+                device == d->plugin ? "no" : "on-failure", d->name, device->name);
         return MIN(r, outputs_close(outputs, f));
+}
+
+static int slot_socket(Outputs *outputs, const MachineDefinition *d, const char *slot) {
+        FILE *f = open_drop_in(outputs, device_unit_name(d->name, slot, "socket"));
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Sockets of Spare Device '%s' of Machine %s\n", slot, d->name);
+        put_belongs_to(outputs, f, d);
+        return finish_socket(outputs, f, d, DEVICE_TRANSPORT_VHOST_USER);
+}
+
+/* A helper that is told by io.vmmd.Slot which device it is, and gets what that opens from there: so there is nothing to open, and no device node. */
+static int slot_service(Outputs *outputs, const MachineDefinition *d, const char *slot) {
+        FILE *f = open_drop_in(outputs, device_unit_name(d->name, slot, "service"));
+
+        if (!f)
+                return -ENOMEM;
+        (void) fprintf(f, "[Unit]\nDescription=Spare Device '%s' of Machine %s\n", slot, d->name);
+        put_belongs_to(outputs, f, d);
+        /* Each device that is attached is a start. The usual limit would take the sixth within ten seconds for a failure. */
+        (void) fputs("StartLimitIntervalSec=1min\nStartLimitBurst=400\n\n[Service]\n", f);
+        put_name(outputs, f, "Slice", machine_slice_name(d->name));
+        put_name(outputs, f, "User", unit_user_name(d->name, slot));
+        put_default_mac(f, d, slot);
+        (void) fprintf(f, "ExecStartPre=\nExecStart=\nExecStart=" LIBEXECDIR "/vmm-device slot\n"
+                /* A successor of one that has been told to be another project's program (SLOT_STATUS_AGAIN). */
+                "SuccessExitStatus=133\nRestartForceExitStatus=133\nRestart=on-failure\nRestartSec=0\n"
+                /* What such a program may need: put_fs() has the reasons. */
+                "KillMode=mixed\nSystemCallFilter=@chown\nLimitNOFILE=1048576\n"
+                "LogExtraFields=VMM_MACHINE=%s\n", d->name);
+        return outputs_close(outputs, f);
+}
+
+static int make_slots(Outputs *outputs, const MachineDefinition *d) {
+        int r = 0;
+
+        for (unsigned i = 0; i < d->hotplug_slots && r >= 0; i++) {
+                char slot[DEVICE_NAME_MAX];
+
+                slot_name(i, slot);
+                r = slot_socket(outputs, d, slot);
+                if (r >= 0)
+                        r = slot_service(outputs, d, slot);
+        }
+        return r;
 }
 
 static int make_machine(Outputs *outputs, const MachineDefinition *d) {
@@ -363,7 +633,7 @@ static int make_machine(Outputs *outputs, const MachineDefinition *d) {
                 if (r >= 0)
                         r = device_service(outputs, d, &d->devices[i]);
         }
-        return r;
+        return r < 0 ? r : make_slots(outputs, d);
 }
 
 /* Lets `systemctl status` tell that the machine is known, and what keeps it from starting. */

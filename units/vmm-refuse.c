@@ -6,16 +6,16 @@
  * good definition does not start, and says why: there is none, it is wrong, or the units are older than it is. Always fails. */
 
 #include <stdio.h>
-#include <systemd/sd-daemon.h>
 
 #include "definition.h"
+#include "notify.h"
 
 /* As vmmd's own for a wrong definition: vmmd(8), "Exit status". */
 #define EXIT_DEFINITION 35
 
 static int say(const char *text) {
         (void) fprintf(stderr, "<3>%s\n", text);
-        (void) sd_notifyf(0, "STATUS=%s", text);
+        notify_status("", "%s", text);
         return EXIT_DEFINITION;
 }
 
@@ -49,7 +49,7 @@ static int explain_machine(const char *machine, const char *device) {
         if (r == -EBADMSG)
                 text = definition_error_to_string(&error);
         else if (r == -ENOENT)
-                r = asprintf(&text, "No machine '%s' is defined: there is no %s.json in /etc/vmm, /run/vmm/machines or /usr/lib/vmm/machines.",
+                r = asprintf(&text, "No machine '%s' is defined: there is no %s.json in /etc/vmm, /run/vmm/machines or /usr/lib/vmm/machines, or the first is empty.",
                         machine, machine);
         else if (r < 0)
                 r = asprintf(&text, "Cannot read the definition of machine '%s': %s", machine, strerrordesc_np(-r));

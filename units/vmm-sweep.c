@@ -2,8 +2,9 @@
 
 /* vmm-sweep MACHINE
  *
- * The last thing that runs when a machine stops (ExecStopPost= of vmm@.socket): removes /run/vmm/MACHINE. Where that is not empty, some device is still
- * there: its definition was taken away while the machine ran, and with it what tied its units to the machine. Those are stopped, too. */
+ * The last thing that runs when a machine stops (ExecStopPost= of vmm@.socket): removes /run/vmm/MACHINE. Where some device still listens there its
+ * definition was taken away while the machine ran, and with it what tied its units to the machine. Those are stopped, too, and no others: the machine may be
+ * about to start again, and whoever stopped a unit that it needs would have that canceled. */
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -17,22 +18,41 @@
 
 extern char **environ;
 
-/* systemctl(1) takes a glob, in which the backslash of an escaped name is no escape (FNM_NOESCAPE). */
-static char *device_units_glob(const char *machine) {
-        _cleanup_free_ char *escaped = unit_name_escape(machine);
-        char *glob;
+/* Each device unit listens there, whatever its settings say beside (vmm-device@.socket). */
+#define DEVICE_SUFFIX ".varlink"
 
-        return !escaped || asprintf(&glob, "vmm-device@%s-*", escaped) < 0 ? NULL : glob;
+static int add_device(char ***arguments, size_t *n, const char *machine, const char *device) {
+        int r;
+
+        r = string_array_add(arguments, n, device_unit_name(machine, device, "socket"));
+        return r < 0 ? r : string_array_add(arguments, n, device_unit_name(machine, device, "service"));
 }
 
-static int stop_devices(const char *machine) {
-        _cleanup_free_ char *glob = device_units_glob(machine);
-        char *argv[] = { (char *) "systemctl", (char *) "stop", (char *) "--", glob, NULL };
+/* The units of the devices that listen in the directory. */
+static int find_devices(const char *directory, const char *machine, char ***arguments, size_t *n_arguments) {
+        DIR *d = opendir(directory);
+        struct dirent *entry;
+        int r = 0;
+
+        if (!d)
+                return -errno;
+        while (r >= 0 && (entry = readdir(d))) {
+                size_t n = strlen(entry->d_name), suffix = strlen(DEVICE_SUFFIX);
+
+                if (n <= suffix || !streq(entry->d_name + n - suffix, DEVICE_SUFFIX))
+                        continue;
+                entry->d_name[n - suffix] = 0;
+                if (device_name_is_valid(entry->d_name))
+                        r = add_device(arguments, n_arguments, machine, entry->d_name);
+        }
+        (void) closedir(d);
+        return r;
+}
+
+static int run(char **argv) {
         int status, r;
         pid_t pid;
 
-        if (!glob)
-                return -ENOMEM;
         r = posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
         if (r != 0)
                 return -r;
@@ -40,6 +60,22 @@ static int stop_devices(const char *machine) {
                 if (errno != EINTR)
                         return -errno;
         return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EIO;
+}
+
+static int stop_devices(const char *directory, const char *machine) {
+        static const char *const command[] = { "systemctl", "stop", "--" };
+        _cleanup_(string_array_freep) char **arguments = NULL;
+        size_t n = 0;
+        int r = 0;
+
+        for (size_t i = 0; i < ELEMENTSOF(command) && r >= 0; i++)
+                r = string_array_add(&arguments, &n, strdup(command[i]));
+        if (r >= 0)
+                r = find_devices(directory, machine, &arguments, &n);
+        if (r < 0 || n == ELEMENTSOF(command))
+                return r;
+        (void) fprintf(stderr, "<5>Machine '%s' has devices that its definition does not have any more; stopping them.\n", machine);
+        return run(arguments);
 }
 
 /* A socket unit removes what its present settings name: sockets of a drop-in that is gone stay behind. */
@@ -72,10 +108,10 @@ int main(int argc, char *argv[]) {
         if (rmdir(directory) == 0 || errno == ENOENT)
                 return EXIT_SUCCESS;
         if (errno == ENOTEMPTY || errno == EEXIST) {
-                (void) fprintf(stderr, "<5>Machine '%s' has devices that its definition does not have any more; stopping them.\n", argv[1]);
-                r = stop_devices(argv[1]);
+                r = stop_devices(directory, argv[1]);
                 if (r < 0)
                         (void) fprintf(stderr, "<4>Cannot stop the devices of machine '%s': %s\n", argv[1], strerrordesc_np(-r));
+                /* The control socket, too: the service manager starts this a moment before it removes that. */
                 remove_sockets(directory);
                 if (rmdir(directory) == 0 || errno == ENOENT)
                         return EXIT_SUCCESS;
