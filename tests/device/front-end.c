@@ -13,7 +13,8 @@
 
 #include "front-end.h"
 
-#define ARGUMENTS_MAX 32
+#define ARGUMENTS_MAX 40
+#define PASSED_MAX 8U
 
 #define must(condition)                                                                                        \
         do {                                                                                                   \
@@ -22,6 +23,25 @@
                         abort();                                                                               \
                 }                                                                                              \
         } while (false)
+
+int fe_patience = 30000;
+
+/* As a service manager passes them: the first descriptors behind the standard ones, with their names in the environment. */
+static void pass(const char *names, const int *fds, size_t n) {
+        char pid[32], count[32];
+        int safe[PASSED_MAX];
+
+        must(n <= PASSED_MAX);
+        for (size_t i = 0; i < n; i++) {
+                safe[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 20); /* out of the way of each other */
+                must(safe[i] >= 0);
+        }
+        for (size_t i = 0; i < n; i++)
+                must(dup2(safe[i], 3 + (int) i) == 3 + (int) i);
+        (void) snprintf(pid, sizeof(pid), "%d", (int) getpid());
+        (void) snprintf(count, sizeof(count), "%zu", n);
+        must(setenv("LISTEN_PID", pid, 1) == 0 && setenv("LISTEN_FDS", count, 1) == 0 && setenv("LISTEN_FDNAMES", names, 1) == 0);
+}
 
 static _noreturn_ void execute(const char *const *arguments, int fd) {
         const char *program = getenv("VMM_DEVICE"), *argv[ARGUMENTS_MAX];
@@ -44,23 +64,45 @@ static _noreturn_ void execute(const char *const *arguments, int fd) {
 }
 
 void fe_spawn(FrontEnd *f, const char *const *arguments) {
-        int pair[2];
+        fe_spawn_passing(f, arguments, NULL, -EBADF);
+}
 
-        *f = (FrontEnd) { .ram_fd = -EBADF, .backend_fd = -EBADF };
-        must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-        f->pid = fork();
-        must(f->pid >= 0);
-        if (f->pid == 0)
-                execute(arguments, pair[1]);
-        (void) close(pair[1]);
-        f->fd = pair[0];
-
+static void make_memory(FrontEnd *f) {
         f->ram_fd = guest_memory_create_fd(FE_RAM_SIZE, 0);
         must(f->ram_fd >= 0);
         f->ram = mmap(NULL, FE_RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, f->ram_fd, 0);
         must(f->ram != MAP_FAILED);
         for (unsigned i = 0; i < FE_QUEUES_MAX; i++)
                 f->queues[i].kick = f->queues[i].call = f->queues[i].err = -EBADF;
+}
+
+void fe_connect(FrontEnd *f, const char *path, pid_t pid) {
+        *f = (FrontEnd) { .pid = pid, .ram_fd = -EBADF, .backend_fd = -EBADF, .fd = connect_unix(path) };
+        must(f->fd >= 0);
+        make_memory(f);
+}
+
+void fe_spawn_passing(FrontEnd *f, const char *const *arguments, const char *name, int passed) {
+        fe_spawn_passing_many(f, arguments, name, &passed, passed >= 0);
+}
+
+void fe_spawn_passing_many(FrontEnd *f, const char *const *arguments, const char *names, const int *passed, size_t n_passed) {
+        int pair[2];
+
+        *f = (FrontEnd) { .ram_fd = -EBADF, .backend_fd = -EBADF };
+        must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+        f->pid = fork();
+        must(f->pid >= 0);
+        if (f->pid == 0) {
+                int fd = fcntl(pair[1], F_DUPFD_CLOEXEC, 3 + (int) PASSED_MAX);
+                must(fd >= 0);
+                if (n_passed > 0)
+                        pass(names, passed, n_passed);
+                execute(arguments, fd);
+        }
+        (void) close(pair[1]);
+        f->fd = pair[0];
+        make_memory(f);
 }
 
 int fe_spawn_failing(const char *const *arguments, char *text, size_t size) {
@@ -95,6 +137,11 @@ void fe_end(FrontEnd *f) {
                 fprintf(stderr, "# the helper ended with status 0x%x\n", (unsigned) status);
                 abort();
         }
+        fe_disconnect(f);
+}
+
+void fe_disconnect(FrontEnd *f) {
+        f->fd = safe_close(f->fd);
         for (unsigned i = 0; i < FE_QUEUES_MAX; i++) {
                 (void) safe_close(f->queues[i].kick);
                 (void) safe_close(f->queues[i].call);
@@ -127,7 +174,7 @@ static VhostUserMsg receive(FrontEnd *f, uint32_t request) {
         struct pollfd p = { .fd = f->fd, .events = POLLIN };
         VhostUserMsg msg;
 
-        must(poll(&p, 1, 10000) == 1);
+        must(poll(&p, 1, fe_patience) == 1);
         must(vhost_user_recv(f->fd, &msg, NULL, NULL) == 0);
         must(msg.header.request == request && (msg.header.flags & VHOST_USER_FLAG_REPLY));
         return msg;
@@ -155,29 +202,74 @@ uint64_t fe_acknowledged(FrontEnd *f, uint32_t request, const void *payload, uin
         return receive(f, request).payload.u64;
 }
 
+void fe_get_config(FrontEnd *f, void *ret, uint32_t size) {
+        VhostUserMsg msg = { .payload.config.size = size };
+
+        fe_send(f, VHOST_USER_GET_CONFIG, &msg.payload, (uint32_t) VHOST_USER_CONFIG_HEADER_SIZE + size, NULL, 0);
+        msg = receive(f, VHOST_USER_GET_CONFIG);
+        must(msg.payload.config.size == size);
+        memcpy(ret, msg.payload.config.region, size);
+}
+
+uint64_t fe_set_config(FrontEnd *f, uint32_t offset, const void *data, uint32_t size) {
+        VhostUserConfig config = { .offset = offset, .size = size, .flags = VHOST_USER_CONFIG_WRITABLE };
+
+        memcpy(config.region, data, size);
+        return fe_acknowledged(f, VHOST_USER_SET_CONFIG, &config, (uint32_t) VHOST_USER_CONFIG_HEADER_SIZE + size, NULL, 0);
+}
+
+bool fe_config_changed(FrontEnd *f, int timeout_ms) {
+        struct pollfd p = { .fd = f->backend_fd, .events = POLLIN };
+        VhostUserMsg msg;
+
+        if (poll(&p, 1, timeout_ms) != 1)
+                return false;
+        must(vhost_user_recv(f->backend_fd, &msg, NULL, NULL) == 0);
+        must(msg.header.request == VHOST_USER_BACKEND_CONFIG_CHANGE_MSG);
+        return true;
+}
+
 void fe_expect_hang_up(FrontEnd *f) {
         struct pollfd p = { .fd = f->fd, .events = POLLIN };
         VhostUserMsg msg;
         int r;
 
-        must(poll(&p, 1, 10000) == 1);
+        must(poll(&p, 1, fe_patience) == 1);
         r = vhost_user_recv(f->fd, &msg, NULL, NULL);
         must(r == -ENODATA || r == -ECONNRESET);
 }
 
 void fe_negotiate(FrontEnd *f, uint64_t without) {
+        fe_negotiate_some(f, without, UINT64_MAX);
+}
+
+void fe_negotiate_some(FrontEnd *f, uint64_t without, uint64_t protocol) {
         int pair[2];
 
         f->features = fe_get_u64(f, VHOST_USER_GET_FEATURES) & ~without;
         must(f->features & (UINT64_C(1) << VHOST_USER_F_PROTOCOL_FEATURES));
-        fe_set_u64(f, VHOST_USER_SET_PROTOCOL_FEATURES, fe_get_u64(f, VHOST_USER_GET_PROTOCOL_FEATURES));
+        f->protocol_features = fe_get_u64(f, VHOST_USER_GET_PROTOCOL_FEATURES) & protocol;
+        fe_set_u64(f, VHOST_USER_SET_PROTOCOL_FEATURES, f->protocol_features);
         fe_send(f, VHOST_USER_SET_OWNER, NULL, 0, NULL, 0);
         fe_set_u64(f, VHOST_USER_SET_FEATURES, f->features);
 
+        if (!(f->protocol_features & (UINT64_C(1) << VHOST_USER_PROTOCOL_F_BACKEND_REQ)))
+                return;
         must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
         must(fe_acknowledged(f, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &pair[1], 1) == 0);
         (void) close(pair[1]);
         f->backend_fd = pair[0];
+}
+
+void fe_share_inflight(FrontEnd *f, uint16_t n_queues, uint16_t num) {
+        VhostUserMsg msg = { .payload.inflight = { .num_queues = n_queues, .queue_size = num } };
+        int fds[VHOST_USER_FDS_MAX];
+        size_t n_fds = ELEMENTSOF(fds);
+
+        fe_send(f, VHOST_USER_GET_INFLIGHT_FD, &msg.payload, sizeof(msg.payload.inflight), NULL, 0);
+        must(vhost_user_recv(f->fd, &msg, fds, &n_fds) == 0 && n_fds == 1);
+        fe_send(f, VHOST_USER_SET_INFLIGHT_FD, &msg.payload, sizeof(msg.payload.inflight), fds, 1);
+        (void) close(fds[0]);
 }
 
 void fe_set_mem_table(FrontEnd *f) {
@@ -294,12 +386,33 @@ bool fe_used(FrontEnd *f, unsigned queue, int timeout_ms, struct vring_used_elem
 struct vring_used_elem fe_wait(FrontEnd *f, unsigned queue) {
         struct vring_used_elem e = {};
 
-        must(fe_used(f, queue, 10000, &e));
+        must(fe_used(f, queue, fe_patience, &e));
         return e;
 }
 
+const char *fe_call(const char *path, const char *text, int fd) {
+        static char reply[8192];
+        _cleanup_close_ int socket = -EBADF;
+        size_t have = 0;
+
+        for (unsigned i = 0; i < 500 && socket < 0; i++) {
+                socket = connect_unix(path);
+                if (socket < 0)
+                        (void) usleep(10000);
+        }
+        must(socket >= 0);
+        must(send_with_fds(socket, text, strlen(text) + 1, &fd, fd >= 0 ? 1 : 0) == (ssize_t) strlen(text) + 1);
+        do {
+                struct pollfd p = { .fd = socket, .events = POLLIN };
+
+                must(have < sizeof(reply) && poll(&p, 1, fe_patience) == 1);
+                must(read(socket, reply + have, 1) == 1);
+        } while (reply[have++] != 0);
+        return reply;
+}
+
 void fe_expect_broken(FrontEnd *f, unsigned queue) {
-        must(fe_eventfd(f->queues[queue].err, 10000) > 0);
+        must(fe_eventfd(f->queues[queue].err, fe_patience) > 0);
         must(fe_get_u64(f, VHOST_USER_GET_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET);
         must(fe_alive(f));
 }

@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -186,6 +187,21 @@ static void refuses_writing_to_a_read_only_disk(void **state) {
         fe_end(&f);
 }
 
+/* Whichever way a write takes, its failure is the request's. */
+static void a_write_that_fails_is_the_guests_to_know(void **state) {
+        const struct rlimit limit = { .rlim_cur = MIB(1), .rlim_max = MIB(1) };
+        FrontEnd f;
+
+        for (unsigned direct = 0; direct < 2; direct++) {
+                start(&f, direct ? "--direct=yes" : NULL, NULL);
+                assert_int_equal(prlimit(f.pid, RLIMIT_FSIZE, &limit, NULL), 0);
+                assert_int_equal(request(&f, VIRTIO_BLK_T_OUT, MIB(1) / 512, 4096), VIRTIO_BLK_S_IOERR);
+                assert_int_equal(request(&f, VIRTIO_BLK_T_OUT, 0, 4096), VIRTIO_BLK_S_OK);
+                assert_int_equal(request(&f, VIRTIO_BLK_T_IN, MIB(1) / 512, 4096), VIRTIO_BLK_S_OK);
+                fe_end(&f);
+        }
+}
+
 static void does_not_know_other_types(void **state) {
         FrontEnd f;
 
@@ -238,7 +254,7 @@ static void breaks_on(uint32_t header_length, bool status) {
 
         /* It says so by a configuration change, too; and a reset heals it. */
         VhostUserMsg msg;
-        assert_int_equal(poll(&(struct pollfd) { .fd = f.backend_fd, .events = POLLIN }, 1, 5000), 1);
+        assert_int_equal(poll(&(struct pollfd) { .fd = f.backend_fd, .events = POLLIN }, 1, 30000), 1);
         assert_int_equal(vhost_user_recv(f.backend_fd, &msg, NULL, NULL), 0);
         assert_int_equal(msg.header.request, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG);
         fe_set_u64(&f, VHOST_USER_SET_STATUS, 0);
@@ -552,6 +568,88 @@ static int remove_image(void **state) {
         return 0;
 }
 
+/* Resize */
+
+#define RESIZE "{\"method\":\"io.vmmd.Device.Resize\",\"parameters\":{"
+
+static char control_path[64], control_argument[96];
+
+static void start_with_control(FrontEnd *f, const char *a) {
+        (void) snprintf(control_path, sizeof(control_path), "%s.varlink", image);
+        (void) snprintf(control_argument, sizeof(control_argument), "--varlink-path=%s", control_path);
+        start(f, control_argument, a);
+}
+
+static void expect_reply(const char *call, const char *part) {
+        const char *reply = fe_call(control_path, call, -EBADF);
+
+        if (!strstr(reply, part))
+                fail_msg("'%s' is not in: %s", part, reply);
+}
+
+static uint64_t file_size(void) {
+        struct stat st;
+
+        assert_int_equal(fstat(image_fd, &st), 0);
+        return (uint64_t) st.st_size;
+}
+
+static void sizes_that_are_none_are_refused(void **state) {
+        FrontEnd f;
+
+        start_with_control(&f, "--block-size=4096");
+        expect_reply(RESIZE "\"size\":0}}", "InvalidParameter");
+        expect_reply(RESIZE "\"size\":-512}}", "InvalidParameter");
+        expect_reply(RESIZE "\"size\":1000}}", "InvalidParameter");
+        expect_reply(RESIZE "\"size\":4608}}", "InvalidParameter"); /* whole sectors, but no whole blocks */
+        expect_reply(RESIZE "\"size\":9223372036854771712}}", "\"error\":\"io.vmmd.Device.Unavailable\"");
+        assert_int_equal(file_size(), IMAGE_SIZE);
+        assert_false(fe_config_changed(&f, 50));
+        fe_end(&f);
+        (void) unlink(control_path);
+}
+
+static void a_read_only_disk_is_not_resized(void **state) {
+        FrontEnd f;
+
+        start_with_control(&f, "--read-only=yes");
+        expect_reply(RESIZE "\"size\":1048576}}", "\"reason\":\"the disk is read-only\"");
+        assert_int_equal(file_size(), IMAGE_SIZE);
+        fe_end(&f);
+        (void) unlink(control_path);
+}
+
+static void another_size_reaches_file_and_guest(void **state) {
+        struct virtio_blk_config config;
+        FrontEnd f;
+
+        start_with_control(&f, NULL);
+        assert_int_equal(request(&f, VIRTIO_BLK_T_IN, IMAGE_SIZE / 512, 512), VIRTIO_BLK_S_IOERR);
+        expect_reply(RESIZE "\"size\":16777216}}", "\"size\":16777216");
+        assert_true(fe_config_changed(&f, 30000));
+        read_config(&f, &config);
+        assert_int_equal(config.capacity, MIB(16) / 512);
+        assert_int_equal(file_size(), MIB(16));
+        assert_int_equal(request(&f, VIRTIO_BLK_T_OUT, MIB(16) / 512 - 8, 4096), VIRTIO_BLK_S_OK);
+
+        expect_reply(RESIZE "\"size\":4194304}}", "\"size\":4194304");
+        assert_true(fe_config_changed(&f, 30000));
+        assert_int_equal(file_size(), MIB(4));
+        assert_int_equal(request(&f, VIRTIO_BLK_T_IN, MIB(4) / 512, 512), VIRTIO_BLK_S_IOERR);
+        assert_int_equal(request(&f, VIRTIO_BLK_T_IN, MIB(4) / 512 - 1, 512), VIRTIO_BLK_S_OK);
+
+        /* What others did to the file is taken over; where it is nothing, nobody is told. */
+        assert_int_equal(ftruncate(image_fd, (off_t) MIB(6) + 100), 0);
+        expect_reply(RESIZE "}}", "\"size\":6291456");
+        assert_true(fe_config_changed(&f, 30000));
+        expect_reply(RESIZE "\"size\":null}}", "\"size\":6291456");
+        assert_false(fe_config_changed(&f, 50));
+
+        expect_reply("{\"method\":\"io.vmmd.Device.GetCounters\"}", "\"writtenBytes\":4096");
+        fe_end(&f);
+        (void) unlink(control_path);
+}
+
 int main(void) {
 #define with_image(test) cmocka_unit_test_setup(test, make_image)
         const struct CMUnitTest tests[] = {
@@ -561,6 +659,7 @@ int main(void) {
                 with_image(refuses_requests_beyond_the_end),
                 with_image(refuses_lengths_that_are_no_sectors),
                 with_image(refuses_writing_to_a_read_only_disk),
+                with_image(a_write_that_fails_is_the_guests_to_know),
                 with_image(does_not_know_other_types),
                 with_image(refuses_ranges_that_make_no_sense),
                 with_image(a_request_without_header_breaks_the_device),
@@ -579,6 +678,9 @@ int main(void) {
                 with_image(a_chain_that_comes_while_kicks_are_suppressed_is_served),
                 with_image(stopping_a_ring_finishes_what_was_taken),
                 with_image(a_killed_helper_loses_no_request),
+                with_image(sizes_that_are_none_are_refused),
+                with_image(a_read_only_disk_is_not_resized),
+                with_image(another_size_reaches_file_and_guest),
         };
 
         return cmocka_run_group_tests(tests, open_image, remove_image);

@@ -418,7 +418,7 @@ static void sends_no_signal_that_was_not_asked_for(void **state) {
         }
         assert_int_equal(fe_eventfd(f.queues[0].call, 50), 0);
         ask(&f, 4, 64);
-        assert_int_equal(fe_eventfd(f.queues[0].call, 5000), 1);
+        assert_int_equal(fe_eventfd(f.queues[0].call, 30000), 1);
         fe_end(&f);
 }
 
@@ -461,6 +461,91 @@ static void memory_can_be_replaced_while_rings_run(void **state) {
         fe_set_mem_table(&f);
         ask(&f, 1, 64);
         assert_int_equal(fe_wait(&f, 0).id, 1);
+        fe_end(&f);
+}
+
+/* Memory region by region */
+
+static uint64_t change_region(FrontEnd *f, uint32_t request, uint64_t offset, uint64_t size) {
+        VhostUserMemRegMsg message = { .region = { FE_GUEST_BASE + offset, size, FE_USER_BASE + offset, offset } };
+
+        return fe_acknowledged(f, request, &message, sizeof(message), &f->ram_fd, request == VHOST_USER_ADD_MEM_REG);
+}
+
+static void refuses_regions_that_do_not_fit(void **state) {
+        FrontEnd f;
+
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        assert_int_equal(fe_get_u64(&f, VHOST_USER_GET_MAX_MEM_SLOTS), GUEST_MEMORY_REGIONS_MAX);
+        assert_int_not_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, 0), 0);
+        assert_int_not_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, FE_RAM_SIZE + 1), 0);
+        assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, MIB(2)), 0);
+        assert_int_not_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, MIB(1), MIB(2)), 0);
+        assert_int_not_equal(change_region(&f, VHOST_USER_REM_MEM_REG, 0, MIB(1)), 0);
+        for (unsigned i = 1; i < GUEST_MEMORY_REGIONS_MAX; i++)
+                assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, MIB(2) + i * KIB(4), KIB(4)), 0);
+        assert_int_not_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, MIB(3), KIB(4)), 0);
+        fe_end(&f);
+}
+
+/* As QEMU 7.2 does it for a network with several pairs of queues. */
+static void takes_a_region_that_is_said_twice_once(void **state) {
+        FrontEnd f;
+
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        for (unsigned i = 0; i < 2 * GUEST_MEMORY_REGIONS_MAX; i++)
+                assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, FE_RAM_SIZE), 0);
+        fe_start_queue(&f, 0, 8);
+        ask(&f, 0, 64);
+        assert_int_equal(fe_wait(&f, 0).len, 64);
+        assert_int_equal(change_region(&f, VHOST_USER_REM_MEM_REG, 0, FE_RAM_SIZE), 0);
+        assert_int_equal(change_region(&f, VHOST_USER_REM_MEM_REG, 0, FE_RAM_SIZE), 0);
+        fe_end(&f);
+}
+
+static void refuses_regions_of_who_has_not_negotiated_them(void **state) {
+        FrontEnd f;
+
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        fe_set_u64(&f, VHOST_USER_SET_PROTOCOL_FEATURES, UINT64_C(1) << VHOST_USER_PROTOCOL_F_REPLY_ACK);
+        assert_int_not_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, MIB(1)), 0);
+        assert_int_not_equal(change_region(&f, VHOST_USER_REM_MEM_REG, 0, MIB(1)), 0);
+        fe_end(&f);
+}
+
+/* The rings are in one region, the buffers in another: without the first the ring waits, without the second its chain is wrong. */
+static void memory_comes_and_goes_region_by_region(void **state) {
+        struct vring_used_elem e;
+        FrontEnd f;
+
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, MIB(1)), 0);
+        assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, FE_BUFFERS, MIB(4)), 0);
+        fe_start_queue(&f, 0, 8);
+        ask(&f, 0, 64);
+        assert_int_equal(fe_wait(&f, 0).len, 64);
+
+        /* More is added while it runs. */
+        assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, MIB(12), MIB(1)), 0);
+        fe_desc(&f, 0, 1, FE_ADDRESS(MIB(12)), 100, VRING_DESC_F_WRITE, 0);
+        fe_offer(&f, 0, 1);
+        fe_kick(&f, 0);
+        assert_int_equal(fe_wait(&f, 0).len, 100);
+
+        assert_int_equal(change_region(&f, VHOST_USER_REM_MEM_REG, 0, MIB(1)), 0);
+        ask(&f, 2, 64);
+        assert_false(fe_used(&f, 0, 50, &e));
+        assert_false(fe_get_u64(&f, VHOST_USER_GET_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET);
+        assert_int_equal(change_region(&f, VHOST_USER_ADD_MEM_REG, 0, MIB(2)), 0);
+        assert_int_equal(fe_wait(&f, 0).id, 2);
+
+        assert_int_equal(change_region(&f, VHOST_USER_REM_MEM_REG, FE_BUFFERS, MIB(4)), 0);
+        ask(&f, 3, 64);
+        fe_expect_broken(&f, 0);
         fe_end(&f);
 }
 
@@ -538,6 +623,34 @@ static void resumes_hundreds_of_requests(void **state) {
         fe_end(&f);
 }
 
+/* The driver's queue is larger than the front-end reckoned with. */
+static void serves_a_queue_that_is_too_large_for_the_log(void **state) {
+        VhostUserInflight inflight = { .num_queues = 1, .queue_size = 8, .mmap_size = queue_region_size(8) };
+        _cleanup_close_ int fd = guest_memory_create_fd(4096, 0);
+        uint8_t *log = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        FrontEnd f;
+
+        assert_ptr_not_equal(log, MAP_FAILED);
+        fe_spawn(&f, rng);
+        fe_negotiate(&f, 0);
+        fe_set_mem_table(&f);
+        assert_int_equal(fe_acknowledged(&f, VHOST_USER_SET_INFLIGHT_FD, &inflight, sizeof(inflight), &fd, 1), 0);
+        fe_start_queue(&f, 0, 16);
+        for (uint16_t i = 0; i < 16; i++) {
+                ask(&f, i, 64);
+                assert_int_equal(fe_wait(&f, 0).id, i);
+        }
+        assert_true(is_zero(log, 4096));
+        /* The next one fits. */
+        fe_set_u64(&f, VHOST_USER_SET_STATUS, 0);
+        fe_start_queue(&f, 0, 8);
+        ask(&f, 3, 64);
+        assert_int_equal(fe_wait(&f, 0).id, 3);
+        assert_false(is_zero(log, 4096));
+        (void) munmap(log, 4096);
+        fe_end(&f);
+}
+
 /* The helper died between showing the last batch to the driver and noting it: nothing of that batch is done twice. */
 static void does_not_repeat_a_batch_that_was_shown(void **state) {
         VhostUserInflight inflight = { .num_queues = 1, .queue_size = 8, .mmap_size = queue_region_size(8) };
@@ -589,7 +702,7 @@ static void waits_for_the_next_front_end(void **state) {
                 _exit(127);
         }
         for (int i = 0; i < 20; i++) {
-                for (int k = 0; (f.fd = connect_unix(node)) < 0 && k < 500; k++)
+                for (int k = 0; (f.fd = connect_unix(node)) < 0 && k < 6000; k++)
                         usleep(10000);
                 assert_true(f.fd >= 0);
                 fe_negotiate(&f, 0);
@@ -641,8 +754,13 @@ int main(void) {
                 cmocka_unit_test(a_stopped_ring_tells_its_base_and_is_left_alone),
                 cmocka_unit_test(a_disabled_ring_is_left_alone),
                 cmocka_unit_test(memory_can_be_replaced_while_rings_run),
+                cmocka_unit_test(refuses_regions_that_do_not_fit),
+                cmocka_unit_test(takes_a_region_that_is_said_twice_once),
+                cmocka_unit_test(refuses_regions_of_who_has_not_negotiated_them),
+                cmocka_unit_test(memory_comes_and_goes_region_by_region),
                 cmocka_unit_test(resumes_what_the_log_has_in_flight_in_its_order),
                 cmocka_unit_test(resumes_hundreds_of_requests),
+                cmocka_unit_test(serves_a_queue_that_is_too_large_for_the_log),
                 cmocka_unit_test(does_not_repeat_a_batch_that_was_shown),
                 cmocka_unit_test(waits_for_the_next_front_end),
         };

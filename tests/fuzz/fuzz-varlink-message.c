@@ -1,69 +1,54 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* A peer's bytes, in pieces as a socket might give them, to a stream and on to a server's dispatch. */
+/* A peer's bytes, in pieces and with descriptors as a socket might give them, to a channel: messages come out whole, and what came out
+ * can be sent. */
 
 #include <fcntl.h>
-#include <sys/socket.h>
 
-#include "interfaces.h"
-#include "json-util.h"
 #include "message.h"
-#include "server.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static int describe(VarlinkCall *call, json_object *parameters, void *userdata) {
-        return varlink_call_reply(call, parameters);
+/* What is sent is what was received: our form of it is valid, and says the same. */
+static void check_again(VarlinkChannel *s, json_object *json) {
+        _cleanup_(varlink_buffer_unrefp) VarlinkBuffer *buffer = NULL;
+        json_object *again = NULL;
+
+        if (varlink_channel_queue(s, json, NULL, 0) < 0 || varlink_buffer_new_json(json, &buffer) < 0 || buffer->data[buffer->size - 1] != 0 ||
+                varlink_json_parse(buffer->data, buffer->size - 1, s->depth, &again) < 0)
+                abort();
+        if (!json_object_equal(json, again))
+                abort();
+        (void) json_object_put(again);
 }
 
-static const VarlinkMethod methods[] = { { "Describe", describe, 0 }, { "SetConsoleSize", describe, 0 }, {} };
+/* The first byte says how large the pieces are, and how many descriptors come with each. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+        VarlinkChannel s;
+        size_t piece, n_fds;
 
-/* The first byte says how large the pieces are. */
-static void feed_stream(const uint8_t *data, size_t size, size_t piece) {
-        VarlinkStream s;
-
-        if (varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
-                return;
+        if (size < 2 || varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
+                return 0;
         s.message_size = KIB(4);
-        for (size_t i = 0; i < size; i += piece) {
+        s.depth = 8;
+        s.fds = 2;
+        piece = data[0] % 64 + 1U;
+        n_fds = data[0] / 64;
+        for (size_t i = 1; i < size; i += piece) {
                 VarlinkMessage m = {};
+                int fds[3];
 
-                if (varlink_stream_feed(&s, data + i, MIN(piece, size - i), NULL, 0) < 0)
+                for (size_t k = 0; k < n_fds; k++)
+                        fds[k] = fcntl(s.fd, F_DUPFD_CLOEXEC, 3);
+                if (varlink_channel_feed(&s, data + i, MIN(piece, size - i), fds, n_fds) < 0)
                         break;
-                while (varlink_stream_next(&s, &m) > 0) {
-                        if (varlink_stream_queue(&s, m.json, NULL, 0) < 0)
-                                abort(); /* what was taken can be sent: our form is never longer … */
+                while (varlink_channel_next(&s, &m) > 0) {
+                        if (m.n_fds > s.fds)
+                                abort();
+                        check_again(&s, m.json);
                         varlink_message_done(&m);
                 }
         }
-        varlink_stream_done(&s);
-}
-
-static void feed_server(const uint8_t *data, size_t size) {
-        _cleanup_(varlink_server_freep) VarlinkServer *server = NULL;
-        _cleanup_close_ int peer = -EBADF;
-        sd_event *event = NULL;
-        int fds[2];
-
-        if (sd_event_new(&event) < 0)
-                return;
-        if (varlink_server_new(&server, event) >= 0 &&
-                varlink_server_add_interface(server, varlink_text_io_vmmd_Machine, methods, NULL) >= 0 &&
-                socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) >= 0) {
-                peer = fds[0];
-                if (varlink_server_adopt_connection(server, fds[1]) >= 0 && size <= KIB(64) &&
-                        send_with_fds(peer, data, size, NULL, 0) == (ssize_t) size)
-                        for (unsigned i = 0; i < 64 && sd_event_run(event, 0) > 0; i++)
-                                ;
-        }
-        server = varlink_server_free(server);
-        sd_event_unref(event);
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        if (size < 2)
-                return 0;
-        feed_stream(data + 1, size - 1, (size_t) data[0] + 1);
-        feed_server(data + 1, size - 1);
+        varlink_channel_done(&s);
         return 0;
 }

@@ -10,6 +10,7 @@
 
 #include "frame.h"
 #include "options.h"
+#include "passed.h"
 
 #define RECORD_HEADER 4
 
@@ -65,6 +66,7 @@ static void play(sd_event *event, Device *d, const uint8_t *data, size_t size) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         const DeviceType *type = device_type_find("rng");
         DeviceOptions *options = NULL;
+        PassedFds passed = {};
         sd_event *event = NULL;
         Device *d = NULL;
         uint8_t *ram;
@@ -82,7 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         (void) munmap(ram, 65536);
 
         if (sd_event_new(&event) < 0 || device_options_new(type, &options) < 0 ||
-                device_new(&rng_device, type, event, options, &d) < 0)
+                device_new(&rng_device, type, event, options, &passed, &d) < 0)
                 abort();
         play(event, d, data, size);
         (void) device_free(d);

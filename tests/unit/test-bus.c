@@ -3,6 +3,7 @@
 /* The synchronous bus protocol: each side against a hand-made hostile peer, then both against each other. */
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -26,7 +27,7 @@
 
 static const BusSpace test_space = { .kind = BUS_SPACE_PIO, .base = 0x3f8, .length = N_REGISTERS };
 
-/* A server's process: registers that remember what was written; register 63 kills it, 62 hangs it. Writing register 61 pulses. */
+/* A server's process: registers that remember what was written; register 63 kills it. Writing register 61 pulses. */
 typedef struct Registers {
         uint8_t bytes[N_REGISTERS];
         BusServer *server;
@@ -38,9 +39,6 @@ static uint64_t registers_access(void *userdata, uint64_t offset, unsigned size,
         assert(range_within(offset, size, N_REGISTERS));
         if (offset == 63)
                 _exit(7);
-        if (offset == 62)
-                for (;;)
-                        (void) pause();
         if (offset == 61 && is_write)
                 bus_server_interrupt(r->server, 0);
         if (is_write) {
@@ -127,7 +125,7 @@ static void client_up(Fixture *f) {
 
 static void connect_server(Fixture *f) {
         assert_int_equal(bus_client_connect(f->client, spawn_server(&f->pid)), 0);
-        assert_int_equal(bus_client_wait(f->client, 5 * USEC_PER_SEC, NULL), 0);
+        assert_int_equal(bus_client_wait(f->client, 30 * USEC_PER_SEC, NULL), 0);
         assert_true(bus_client_is_connected(f->client));
 }
 
@@ -268,7 +266,7 @@ static void raw_down(RawClient *c) {
 static void raw_ring(RawClient *c, uint64_t bits) {
         (void) __atomic_fetch_or(&c->memory->pending[0], bits, __ATOMIC_SEQ_CST);
         (void) __atomic_fetch_add(&c->memory->doorbell, 1, __ATOMIC_SEQ_CST);
-        bus_futex_wake(&c->memory->doorbell, 1, true);
+        futex_wake(&c->memory->doorbell, 1, true);
 }
 
 static uint64_t raw_access(RawClient *c, unsigned slot, uint32_t sequence, BusSlot request) {
@@ -281,7 +279,7 @@ static uint64_t raw_access(RawClient *c, unsigned slot, uint32_t sequence, BusSl
         s->answer = 0x1234;
         __atomic_store_n(&s->state, BUS_SLOT_WORD(sequence, BUS_SLOT_REQUEST), __ATOMIC_SEQ_CST);
         raw_ring(c, UINT64_C(1) << slot);
-        for (unsigned i = 0; i < 5000 && __atomic_load_n(&s->state, __ATOMIC_SEQ_CST) != BUS_SLOT_WORD(sequence, BUS_SLOT_DONE); i++)
+        for (unsigned i = 0; i < 60000 && __atomic_load_n(&s->state, __ATOMIC_SEQ_CST) != BUS_SLOT_WORD(sequence, BUS_SLOT_DONE); i++)
                 (void) usleep(1000);
         assert_int_equal(s->state, BUS_SLOT_WORD(sequence, BUS_SLOT_DONE));
         return s->answer;
@@ -405,7 +403,7 @@ static void client_refuses_nonsense_in_place_of_an_answer(void **state) {
                         break;
                 }
                 assert_int_equal(write(s.socket, &reply, size), (ssize_t) size);
-                assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, &message), expected);
+                assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, &message), expected);
                 assert_non_null(message);
                 assert_null(strchr(message, '\033'));
                 assert_false(bus_client_is_connected(f.client));
@@ -440,7 +438,7 @@ static void client_gives_up_on_a_helper_that_scribbles(void **state) {
         client_up(&f);
         raw_server_up(&s, f.client);
         raw_server_answer(&s, 0, NULL);
-        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), 0);
+        assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), 0);
         pid = fork();
         assert_return_code(pid, errno);
         if (pid == 0) {
@@ -448,7 +446,7 @@ static void client_gives_up_on_a_helper_that_scribbles(void **state) {
                 for (uint32_t i = 0;; i++) {
                         __atomic_store_n(&s.memory->slots[0].state, i * 2654435761u & ~3u, __ATOMIC_SEQ_CST);
                         s.memory->sleeping = i;
-                        bus_futex_wake(&s.memory->slots[0].state, 1, true);
+                        futex_wake(&s.memory->slots[0].state, 1, true);
                 }
         }
         assert_int_equal(bus_client_access(f.client, 0, 0, false, &v, 4), -EIO);
@@ -457,24 +455,6 @@ static void client_gives_up_on_a_helper_that_scribbles(void **state) {
         bus_client_disconnected(f.client, 0);
         reap(pid);
         raw_server_down(&s);
-        fixture_down(&f);
-}
-
-static void client_counts_a_hanging_helper_as_dead(void **state) {
-        _cleanup_free_ char *message = NULL;
-        Fixture f = {};
-        uint32_t v = 0;
-        uint64_t begin;
-        uint8_t b = 0;
-
-        fixture_up(&f);
-        begin = now_usec();
-        assert_int_equal(bus_client_access(f.client, 1, 62, false, &b, 1), -EIO);
-        assert_int_equal(b, 0xff);
-        assert_in_range(now_usec() - begin, BUS_ACCESS_TIMEOUT_USEC, BUS_ACCESS_TIMEOUT_USEC * 2);
-        assert_int_equal(bus_client_access(f.client, 1, 0, false, &v, 4), -EIO); /* at once */
-        assert_int_equal(bus_client_process(f.client, &message), -EPROTO);
-        assert_string_equal(message, "the helper does not answer");
         fixture_down(&f);
 }
 
@@ -494,6 +474,40 @@ static void *access_thread(void *userdata) {
         return NULL;
 }
 
+static void client_counts_a_hanging_helper_as_dead(void **state) {
+        _cleanup_free_ char *message = NULL;
+        Fixture f = {};
+        struct pollfd p;
+        uint64_t begin;
+
+        fixture_up(&f);
+        write32(f.client, 1, 4, 0x12345678);
+        assert_return_code(kill(f.pid, SIGSTOP), errno);
+        /* It may work on for a moment, where processors are busy. */
+        assert_int_equal(waitpid(f.pid, NULL, WUNTRACED), f.pid);
+        begin = now_usec();
+
+        Access a = { .client = f.client, .slot = 2, .offset = 4 };
+        assert_int_equal(pthread_create(&a.thread, NULL, access_thread, &a), 0);
+        p = (struct pollfd) { .fd = bus_client_fd(f.client), .events = POLLIN };
+        assert_int_equal(poll(&p, 1, 4 * (int) (BUS_ACCESS_TIMEOUT_USEC / USEC_PER_MSEC)), 1);
+        assert_in_range(now_usec() - begin, BUS_ACCESS_TIMEOUT_USEC, BUS_ACCESS_TIMEOUT_USEC * 12);
+        assert_int_equal(bus_client_process(f.client, &message), -EPROTO);
+        assert_string_equal(message, "the helper does not answer");
+        /* One that hangs is one that was there: its successor is waited for, as after a death, also by who found out. */
+        assert_false(bus_client_is_connected(f.client));
+        assert_true(bus_client_is_served(f.client));
+        bus_client_disconnected(f.client, 10 * USEC_PER_SEC);
+        assert_false(bus_client_is_served(f.client));
+
+        reap(f.pid);
+        connect_server(&f);
+        assert_int_equal(pthread_join(a.thread, NULL), 0);
+        assert_int_equal(a.result, 0);
+        assert_int_equal(a.value, 0x12345678);
+        fixture_down(&f);
+}
+
 static void client_wakes_a_vcpu_whose_helper_dies(void **state) {
         Fixture f = {};
         RawServer s;
@@ -502,7 +516,7 @@ static void client_wakes_a_vcpu_whose_helper_dies(void **state) {
         client_up(&f);
         raw_server_up(&s, f.client);
         raw_server_answer(&s, 0, NULL);
-        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), 0);
+        assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), 0);
 
         Access a = { .client = f.client, .slot = 2 };
         assert_int_equal(pthread_create(&a.thread, NULL, access_thread, &a), 0);
@@ -528,14 +542,14 @@ static void client_waits_for_a_successor_no_longer_than_told(void **state) {
         fixture_up(&f);
         reap(f.pid);
         f.pid = 0;
-        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), -ECONNRESET);
-        bus_client_disconnected(f.client, USEC_PER_SEC / 5);
+        assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), -ECONNRESET);
+        bus_client_disconnected(f.client, 3 * USEC_PER_SEC);
         begin = now_usec();
         assert_int_equal(bus_client_access(f.client, 0, 0, false, &v, 4), -EIO);
-        assert_in_range(now_usec() - begin, USEC_PER_SEC / 10, USEC_PER_SEC);
+        assert_in_range(now_usec() - begin, 2 * USEC_PER_SEC, 60 * USEC_PER_SEC);
         begin = now_usec();
         assert_int_equal(bus_client_access(f.client, 0, 0, false, &v, 4), -EIO);
-        assert_true(now_usec() - begin < USEC_PER_SEC / 10);
+        assert_true(now_usec() - begin < 2 * USEC_PER_SEC);
         fixture_down(&f);
 }
 
@@ -546,7 +560,7 @@ static void an_unanswered_access_is_made_again_with_the_next_helper(void **state
         client_up(&f);
         raw_server_up(&s, f.client);
         raw_server_answer(&s, 0, NULL);
-        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), 0);
+        assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), 0);
 
         Access a = { .client = f.client, .slot = 3, .offset = 8 };
         assert_int_equal(pthread_create(&a.thread, NULL, access_thread, &a), 0);
@@ -588,7 +602,7 @@ static void a_reset_without_a_helper_is_done_by_the_next(void **state) {
         fixture_up(&f);
         write32(f.client, 0, 16, 0xcafe1234);
         reap(f.pid);
-        assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), -ECONNRESET);
+        assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), -ECONNRESET);
         bus_client_disconnected(f.client, 60 * USEC_PER_SEC);
         assert_int_equal(bus_client_reset(f.client), 0); /* at once */
         connect_server(&f);
@@ -683,7 +697,7 @@ static void four_vcpus_go_on_while_helpers_die_and_return(void **state) {
         for (unsigned i = 0; i < 5; i++) {
                 (void) usleep(3000);
                 reap(f.pid);
-                assert_int_equal(bus_client_wait(f.client, USEC_PER_SEC, NULL), -ECONNRESET);
+                assert_int_equal(bus_client_wait(f.client, 60 * USEC_PER_SEC, NULL), -ECONNRESET);
                 bus_client_disconnected(f.client, 30 * USEC_PER_SEC);
                 connect_server(&f);
         }

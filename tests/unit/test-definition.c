@@ -7,14 +7,18 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include <cmocka.h>
 
 #include "definition.h"
+#include "notify.h"
 #include "unit-name.h"
 
 #define K "\"kernel\": \"/k\""
+#define P "\"plugin\": {\"path\": \"/p\"}"
 
 /* Every text is one file "m.json" of a machine "m". */
 static const struct {
@@ -54,6 +58,37 @@ static const struct {
           "m.json:2: found \"a\", expected each key only once in an object" },
         { "[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]", "m.json:1: found [, expected at most 16 levels of objects and arrays" },
 
+        /* a plugin */
+        { "{\"plugin\": 5}", "m.json:1: /plugin: found 5, expected an object with the key \"path\" and the plugin's other options" },
+        { "{\"plugin\": {}}", "m.json:1: /plugin: found nothing, expected the key \"path\": the program" },
+        { "{\"plugin\": {\"path\": \"p\"}}", "m.json:1: /plugin/path: found \"p\", expected an absolute path without empty, \".\" and \"..\" components" },
+        { "{" P ",\n" K "}", "m.json:2: /kernel: found \"/k\", expected no \"kernel\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{\"devices\": {},\n" P "}", "m.json:1: /devices: found an object, expected no \"devices\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"memory\": \"64M\"}", "m.json:1: /memory: found \"64M\", expected no \"memory\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"hotplugSlots\": 0}", "m.json:1: /hotplugSlots: found 0, expected no \"hotplugSlots\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"readyWhen\": \"guest\"}", "m.json:1: /readyWhen: found \"guest\", expected no \"readyWhen\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"onReboot\": \"stop\"}", "m.json:1: /onReboot: found \"stop\", expected no \"onReboot\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"vcpu\": 1}", "m.json:1: /vcpu: found 1, expected no \"vcpu\" beside \"plugin\", which supplies all of the machine's hardware" },
+        { "{" P ", \"vcpus\": 127}", "m.json:1: /vcpus: found 127, expected an integer from 1 to 126 beside \"plugin\"" },
+        { "{\"plugin\": {\"path\": \"/p\", \"type\": \"rng\"}}",
+          "m.json:1: /plugin/type: found an unknown key, expected a key of a plugin (path, arguments, readOnlyPaths, readWritePaths, user, group, supplementaryGroups, interface)" },
+        { "{\"plugin\": {\"path\": \"/p\", \"gidMap\": [\"0:100:1\"]}}",
+          "m.json:1: /plugin/gidMap: found an array, expected no such key: a plugin's groups have their own numbers, and are named in \"group\" and \"supplementaryGroups\"" },
+        { "{\"plugin\": {\"path\": \"/p\", \"uidMap\": \"0:100:1\"}}",
+          "m.json:1: /plugin/uidMap: found \"0:100:1\", expected no such key: a plugin's user has its own number, and is named in \"user\"" },
+        { "{\"plugin\": {\"path\": \"/p\", \"root\": \"/r\"}}",
+          "m.json:1: /plugin/root: found \"/r\", expected no such key: a plugin's root directory is that of its unit, and \"readOnlyPaths\" and \"readWritePaths\" are in it" },
+        { "{\"plugin\": {\"path\": \"/p\", \"interface\": \"a/b\"}}", "m.json:1: /plugin/interface: found \"a/b\", expected the name of a network interface" },
+        { "{\"plugin\": {\"path\": \"/p\", \"readOnlyPaths\": [\"/a:b\"]}}",
+          "m.json:1: /plugin/readOnlyPaths/0: found \"/a:b\", expected an absolute path, or SOURCE:DESTINATION of two" },
+        { "{\"plugin\": {\"path\": \"/p\", \"readWritePaths\": [\"/a:/b:/c\"]}}",
+          "m.json:1: /plugin/readWritePaths/0: found \"/a:/b:/c\", expected an absolute path, or SOURCE:DESTINATION of two" },
+        { "{\"plugin\": {\"path\": \"/p\", \"user\": \"0\"}}", "m.json:1: /plugin/user: found \"0\", expected the name of a user" },
+        { "{\"plugin\": {\"path\": \"/p\", \"supplementaryGroups\": [\"a b\"]}}",
+          "m.json:1: /plugin/supplementaryGroups/0: found \"a b\", expected the name of a group" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"plugin\"}}}",
+          "m.json:1: /devices/a/type: found \"plugin\", expected \"balloon\", \"block\", \"console\", \"fs\", \"input\", \"net\", \"pmem\", \"rng\", \"serial\", \"vhost-user\" or \"vsock\"" },
+
         /* the machine */
         { "{\n}", "m.json:1: found nothing, expected the key \"kernel\": the absolute path of a kernel image" },
         { "{\n\"kernel\": null}", "m.json:2: /kernel: found null, expected the absolute path of a kernel image" },
@@ -63,11 +98,17 @@ static const struct {
         { "{\"kernel\": \"/a//k\"}", "m.json:1: /kernel: found \"/a//k\", expected an absolute path without empty, \".\" and \"..\" components" },
         { "{\"kernel\": \"/\"}", "m.json:1: /kernel: found \"/\", expected an absolute path without empty, \".\" and \"..\" components" },
         { "{\"kernel\": \"/a\\nb\"}", "m.json:1: /kernel: found \"/a\\nb\", expected a path without control characters" },
+#if defined(__aarch64__)
+        { "{" K ", \"deviceTreeOverlay\": \"o\"}", "m.json:1: /deviceTreeOverlay: found \"o\", expected an absolute path without empty, \".\" and \"..\" components" },
+#else
+        { "{" K ", \"deviceTreeOverlay\": \"/o\"}",
+          "m.json:1: /deviceTreeOverlay: found \"/o\", expected no such key on this architecture, whose guests have no device tree" },
+#endif
         { "{" K ",\n\"memroy\": 5}", "m.json:2: /memroy: found an unknown key, expected a key of a machine; did you mean \"memory\"?" },
         { "{" K ", \"VCPUs\": 5}", "m.json:1: /VCPUs: found an unknown key, expected a key of a machine; did you mean \"vcpus\"?" },
         { "{" K ", \"x/y~z\": 5}",
-          "m.json:1: /x~1y~0z: found an unknown key, expected a key of a machine (accessGroup, commandLine, credentials, devices, "
-          "hugePages, initrd, kernel, memory, onDeviceFailure, onPanic, onReboot, prefault, smbiosStrings, stopTimeout, vcpus)" },
+          "m.json:1: /x~1y~0z: found an unknown key, expected a key of a machine (accessGroup, commandLine, credentials, deviceTreeOverlay, devices, "
+          "hotplugSlots, hugePages, initrd, kernel, memory, onDeviceFailure, onFailure, onPanic, onReboot, owner, plugin, prefault, readGroup, readyWhen, smbiosStrings, stopTimeout, vcpus)" },
         { "{" K ", \"memory\": \"much\"}",
           "m.json:1: /memory: found \"much\", expected a size from 16M to 16T, in bytes or as a string with the suffix K, M, G or T" },
         { "{" K ", \"memory\": 1000}",
@@ -91,10 +132,24 @@ static const struct {
         { "{" K ", \"vcpus\": 1025}", "m.json:1: /vcpus: found 1025, expected an integer from 1 to 1024" },
         { "{" K ", \"vcpus\": 2.5}", "m.json:1: /vcpus: found 2.5, expected an integer from 1 to 1024" },
         { "{" K ", \"vcpus\": {\"max\": 4}}", "m.json:1: /vcpus: found an object, expected an integer from 1 to 1024" },
+        { "{" K ", \"hotplugSlots\": 17}", "m.json:1: /hotplugSlots: found 17, expected an integer from 0 to 16" },
+        { "{" K ", \"hotplugSlots\": true}", "m.json:1: /hotplugSlots: found true, expected an integer from 0 to 16" },
         { "{" K ", \"commandLine\": [\"quiet\"]}", "m.json:1: /commandLine: found an array, expected a string" },
         { "{" K ", \"commandLine\": \"a\\nb\"}", "m.json:1: /commandLine: found \"a\\nb\", expected a command line without control characters" },
         { "{" K ", \"onReboot\": \"halt\"}", "m.json:1: /onReboot: found \"halt\", expected \"reset\" or \"stop\"" },
         { "{" K ", \"onPanic\": 1}", "m.json:1: /onPanic: found 1, expected \"stop\", \"reset\" or \"pause\"" },
+        { "{" K ", \"readyWhen\": \"soon\"}", "m.json:1: /readyWhen: found \"soon\", expected \"started\" or \"guest\"" },
+        { "{" K ", \"readyWhen\": \"guest\"}",
+          "m.json:1: /readyWhen: found \"guest\", expected \"started\", or a vsock device by which the guest can say that it is ready" },
+        { "{" K ", \"readyWhen\": \"guest\", \"devices\": {\"v\": {\"type\": \"vsock\", \"notify\": false}}}",
+          "m.json:1: /readyWhen: found \"guest\", expected \"started\", or a vsock device by which the guest can say that it is ready" },
+        { "{" K ", \"readyWhen\": \"guest\", \"devices\": {\"v\": {\"type\": \"vsock\"}}, \"credentials\": {\"vmm.notify_socket\": \"x\"}}",
+          "m.json:1: /readyWhen: found \"guest\", expected \"started\", or a vsock device by which the guest can say that it is ready" },
+        { "{" K ", \"devices\": {\"v\": {\"type\": \"vsock\"}, \"w\": {\"type\": \"vsock\"}}}",
+          "m.json:1: /devices: found 2 vsock devices, expected at most one: guests know no more" },
+        { "{" K ", \"devices\": {\"v\": {\"type\": \"vsock\", \"cid\": 2}}}",
+          "m.json:1: /devices/v/cid: found 2, expected an integer from 3 to 4294967294" },
+        { "{" K ", \"onFailure\": \"reset\"}", "m.json:1: /onFailure: found \"reset\", expected \"stop\" or \"restart\"" },
         { "{" K ", \"onDeviceFailure\": \"\"}", "m.json:1: /onDeviceFailure: found \"\", expected \"continue\" or \"stop\"" },
         { "{" K ", \"stopTimeout\": \"soon\"}",
           "m.json:1: /stopTimeout: found \"soon\", expected a time of at most 86400 seconds, as an integer or as in \"1min 30s\"" },
@@ -104,6 +159,10 @@ static const struct {
           "m.json:1: /stopTimeout: found \"5 parsecs\", expected a time of at most 86400 seconds, as an integer or as in \"1min 30s\"" },
         { "{" K ", \"accessGroup\": \"a b\"}", "m.json:1: /accessGroup: found \"a b\", expected the name of a group" },
         { "{" K ", \"accessGroup\": \"0\"}", "m.json:1: /accessGroup: found \"0\", expected the name of a group" },
+        { "{" K ", \"owner\": 1000}", "m.json:1: /owner: found 1000, expected a string" },
+        { "{" K ", \"owner\": \"\"}", "m.json:1: /owner: found \"\", expected the name of a user" },
+        { "{" K ", \"owner\": \"alice\\nUser=root\"}", "m.json:1: /owner: found \"alice\\nUser=root\", expected the name of a user" },
+        { "{" K ", \"readGroup\": \"-x\"}", "m.json:1: /readGroup: found \"-x\", expected the name of a group" },
         { "{" K ", \"smbiosStrings\": \"x\"}", "m.json:1: /smbiosStrings: found \"x\", expected an array of strings" },
         { "{" K ", \"smbiosStrings\": [\"x\",\n\"\"]}", "m.json:2: /smbiosStrings/1: found \"\", expected a string that is not empty" },
         { "{" K ", \"smbiosStrings\": [null]}", "m.json:1: /smbiosStrings/0: found null, expected a string" },
@@ -127,15 +186,64 @@ static const struct {
         { "{" K ", \"devices\": {\"../x\": {\"type\": \"rng\"}}}",
           "m.json:1: /devices/..~1x: found a device with that name, expected a name of at most 32 letters, digits, dots, dashes and "
           "underscores, beginning with a letter or digit" },
+        { "{" K ", \"devices\": {\"slot0\": {\"type\": \"rng\"}}}",
+          "m.json:1: /devices/slot0: found a device with that name, expected another name: \"slot\" and a number are those of the spare "
+          "devices (\"hotplugSlots\")" },
         { "{" K ", \"devices\": {\"a\": \"rng\"}}",
           "m.json:1: /devices/a: found \"rng\", expected an object with the key \"type\" and the device's options" },
         { "{" K ", \"devices\": {\n\"a\": {}}}", "m.json:2: /devices/a: found nothing, expected the key \"type\": a device type" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"disk\"}}}",
-          "m.json:1: /devices/a/type: found \"disk\", expected \"block\", \"console\", \"rng\" or \"serial\"" },
+          "m.json:1: /devices/a/type: found \"disk\", expected \"balloon\", \"block\", \"console\", \"fs\", \"input\", \"net\", \"pmem\", \"rng\", \"serial\", \"vhost-user\" or \"vsock\"" },
         { "{" K ", \"devices\": {\"a\": {\"type\": 5}}}",
-          "m.json:1: /devices/a/type: found 5, expected \"block\", \"console\", \"rng\" or \"serial\"" },
+          "m.json:1: /devices/a/type: found 5, expected \"balloon\", \"block\", \"console\", \"fs\", \"input\", \"net\", \"pmem\", \"rng\", \"serial\", \"vhost-user\" or \"vsock\"" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"interface\": tap or macvtap interface of the host" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\", \"interface\": \"../x\"}}}",
+          "m.json:1: /devices/a/interface: found \"../x\", expected the name of a network interface" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\", \"interface\": \"x\", \"mac\": \"01:00:00:00:00:01\"}}}",
+          "m.json:1: /devices/a/mac: found \"01:00:00:00:00:01\", expected the Ethernet address of a station, as in \"52:54:00:12:34:56\"" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\", \"interface\": \"x\", \"queuePairs\": 17}}}",
+          "m.json:1: /devices/a/queuePairs: found 17, expected an integer from 1 to 16" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"qcow2\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"path\": image file or block device" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"qed\"}}}",
+          "m.json:1: /devices/a/format: found \"qed\", expected \"raw\", \"qcow2\", \"vmdk\", \"vhdx\", \"luks\" or \"nbd\"" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"qcow2\", \"path\": \"/a\", \"serial\": \"x\"}}}",
+          "m.json:1: /devices/a/serial: found \"x\", expected no \"serial\", or \"format\": \"raw\" beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"path\": \"/a\", \"backing\": [\"/b\"]}}}",
+          "m.json:1: /devices/a/backing: found an array, expected no \"backing\", or \"format\": \"qcow2\" beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"qcow2\", \"path\": \"/a\", \"backing\": []}}}",
+          "m.json:1: /devices/a/backing: found an array, expected an array of 1 to 32 strings" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"qcow2\", \"path\": \"/a\", \"backing\": [\"/b\", \"c\"]}}}",
+          "m.json:1: /devices/a/backing/1: found \"c\", expected an absolute path without empty, \".\" and \"..\" components" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"nbd\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"server\": NBD server: unix:PATH, ADDRESS:PORT or [ADDRESS]:PORT" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"nbd\", \"server\": \"a.example:10809\"}}}",
+          "m.json:1: /devices/a/server: found \"a.example:10809\", expected unix:PATH, ADDRESS:PORT or [ADDRESS]:PORT" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"nbd\", \"server\": \"192.0.2.7:1\", \"path\": \"/a\"}}}",
+          "m.json:1: /devices/a/path: found \"/a\", expected no \"path\", or \"format\": \"raw\", \"qcow2\", \"vmdk\", \"vhdx\" or \"luks\" beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"luks\", \"path\": \"/a\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"keyFile\": the file with the passphrase; or the key \"keyCredential\"" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"luks\", \"path\": \"/a\", \"keyFile\": \"/k\", \"keyCredential\": \"k\"}}}",
+          "m.json:1: /devices/a/keyCredential: found \"k\", expected no \"keyCredential\" beside \"keyFile\"" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"format\": \"luks\", \"path\": \"/a\", \"keyCredential\": \"../k\"}}}",
+          "m.json:1: /devices/a/keyCredential: found \"../k\", expected the name of a credential" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"interface\": tap or macvtap interface of the host" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\", \"backend\": \"passt\", \"interface\": \"t\"}}}",
+          "m.json:1: /devices/a/interface: found \"t\", expected no \"interface\", or \"backend\": \"tap\" beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"net\", \"backend\": \"passt\", \"tcpPorts\": [\"--x\"]}}}",
+          "m.json:1: /devices/a/tcpPorts/0: found \"--x\", expected ports as in passt(1)" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"fs\", \"path\": \"/s\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"tag\": name by which the guest mounts it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"fs\", \"path\": \"/s\", \"tag\": \"t\", \"user\": \"a b\"}}}",
+          "m.json:1: /devices/a/user: found \"a b\", expected the name of a user" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"vhost-user\", \"virtioId\": 1, \"command\": [\"/x\"]}}}",
+          "m.json:1: /devices/a/command: found an array, expected the absolute path of a program and its arguments, one of them with {listen}, {fd} or {socket}" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"vhost-user\", \"virtioId\": 64, \"command\": [\"/x\", \"{fd}\"]}}}",
+          "m.json:1: /devices/a/virtioId: found 64, expected an integer from 1 to 63" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"block\"}}}",
-          "m.json:1: /devices/a: found nothing, expected the key \"path\": raw image file or block device" },
+          "m.json:1: /devices/a: found nothing, expected the key \"path\": image file or block device" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"path\": \"disk.img\"}}}",
           "m.json:1: /devices/a/path: found \"disk.img\", expected an absolute path without empty, \".\" and \"..\" components" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"block\", \"path\": \"/d\",\n\n\"readonly\": true}}}",
@@ -166,6 +274,28 @@ static const struct {
           "m.json:1: /devices/a: found nothing, expected the key \"path\": the file, where \"output\" is \"file\"" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"serial\", \"path\": \"/log\"}}}",
           "m.json:1: /devices/a/path: found \"/log\", expected no path, or \"output\": \"file\" beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"input\", \"powerKey\": true},\n\"b\": {\"type\": \"input\", \"powerKey\": true}}}",
+          "m.json:2: /devices/b/powerKey: found true, expected only one power key, and \"a\" has one already" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"input\", \"path\": \"/dev/input/event0\", \"powerKey\": true}}}",
+          "m.json:1: /devices/a/powerKey: found true, expected no path beside it: only a keyboard of our own is sure to have a power key" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"pmem\"}}}",
+          "m.json:1: /devices/a: found nothing, expected the key \"path\": file or block device that is the memory; its size is a multiple of 2 MiB" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"pmem\", \"path\": \"/a\", \"dax\": true}}}",
+          "m.json:1: /devices/a/dax: found true, expected no \"dax\", or \"root\": true beside it" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"pmem\", \"path\": \"/a\"},\n\"b\": {\"type\": \"block\", \"path\": \"/a\"}}}",
+          "m.json:2: /devices/b/path: found \"/a\", expected a file of its own: \"a\" uses this one, too, and one of them writes" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"pmem\", \"path\": \"/a\"}, \"b\": {\"type\": \"pmem\", \"path\": \"/b\"},"
+          "\"c\": {\"type\": \"pmem\", \"path\": \"/c\"}, \"d\": {\"type\": \"pmem\", \"path\": \"/d\"}, \"e\": {\"type\": \"pmem\", \"path\": \"/e\"},"
+          "\"f\": {\"type\": \"pmem\", \"path\": \"/f\"}, \"g\": {\"type\": \"pmem\", \"path\": \"/g\"}}}",
+          "m.json:1: /devices: found 7 pmem devices, expected at most 6" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"console\", \"ports\": [\"x\", \"y\", \"x\"]}}}",
+          "m.json:1: /devices/a/ports/2: found \"x\", expected a name that no other port of \"a\" has" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"console\", \"ports\": [\"../x\"]}}}",
+          "m.json:1: /devices/a/ports/0: found \"../x\", expected a name of letters, digits, dots, dashes and underscores, beginning with "
+          "a letter or digit" },
+        { "{" K ", \"devices\": {\"a\": {\"type\": \"console\", \"ports\": [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"10\",\"11\","
+          "\"12\",\"13\",\"14\",\"15\",\"16\",\"17\",\"18\",\"19\",\"20\",\"21\",\"22\",\"23\",\"24\",\"25\",\"26\",\"27\",\"28\",\"29\",\"30\",\"31\"]}}}",
+          "m.json:1: /devices/a/ports: found an array, expected an array of 1 to 30 strings" },
         { "{" K ", \"devices\": {\"a\": {\"type\": \"serial\", \"port\": \"lpt1\"}}}",
           "m.json:1: /devices/a/port: found \"lpt1\", expected \"com1\", \"com2\", \"com3\" or \"com4\"" },
 };
@@ -323,8 +453,8 @@ static void refuses_more_smbios_strings_than_fit(void **state) {
 
 static void keeps_control_characters_out_of_messages(void **state) {
         assert_true(is_refused("{" K ", \"\\u001b[2J\": 1, \"devices\": {}}",
-                "m.json:1: /?[2J: found an unknown key, expected a key of a machine (accessGroup, commandLine, credentials, devices, "
-                "hugePages, initrd, kernel, memory, onDeviceFailure, onPanic, onReboot, prefault, smbiosStrings, stopTimeout, vcpus)"));
+                "m.json:1: /?[2J: found an unknown key, expected a key of a machine (accessGroup, commandLine, credentials, deviceTreeOverlay, devices, "
+                "hotplugSlots, hugePages, initrd, kernel, memory, onDeviceFailure, onFailure, onPanic, onReboot, owner, plugin, prefault, readGroup, readyWhen, smbiosStrings, stopTimeout, vcpus)"));
         assert_true(is_refused("{" K ", \x1b[2J: 1}", "m.json:1: found ?[2J, expected a key in double quotes"));
 }
 
@@ -341,6 +471,7 @@ static void takes_the_least_definition_with_its_defaults(void **state) {
         assert_string_equal(d->name, "m");
         assert_int_equal(d->memory, MIB(256));
         assert_int_equal(d->vcpus, 1);
+        assert_int_equal(d->hotplug_slots, 4);
         assert_int_equal(d->huge_page_size, 0);
         assert_false(d->prefault);
         assert_string_equal(d->kernel, "/k");
@@ -349,20 +480,36 @@ static void takes_the_least_definition_with_its_defaults(void **state) {
         assert_int_equal(d->on_reboot, ON_REBOOT_RESET);
         assert_int_equal(d->on_panic, ON_PANIC_STOP);
         assert_int_equal(d->on_device_failure, ON_DEVICE_FAILURE_CONTINUE);
+        assert_int_equal(d->on_failure, ON_FAILURE_STOP);
         assert_int_equal(d->stop_timeout_usec, 90 * USEC_PER_SEC);
+        assert_null(d->owner);
         assert_null(d->access_group);
+        assert_null(d->read_group);
         assert_null(d->smbios_strings);
         assert_int_equal(d->n_devices, 0);
         assert_int_equal(machine_definition_command_line(d, &line), 0);
         assert_string_equal(line, "");
 }
 
+static void takes_a_device_tree_overlay_where_there_is_a_device_tree(void **state) {
+#if defined(__aarch64__)
+        _cleanup_(machine_definition_freep) MachineDefinition *d = assert_taken("{" K ", \"deviceTreeOverlay\": \"/o\"}");
+
+        assert_string_equal(d->device_tree_overlay, "/o");
+#else
+        _cleanup_(machine_definition_freep) MachineDefinition *d = assert_taken("{" K "}");
+
+        assert_null(d->device_tree_overlay);
+#endif
+}
+
 static void takes_everything_a_definition_can_say(void **state) {
         _cleanup_(machine_definition_freep) MachineDefinition *d = assert_taken(
                 "\xef\xbb\xbf// the machine\n"
                 "{\"$schema\": \"x\", \"kernel\": \"/boot/vmlinuz /* no comment\", /* \" */ \"initrd\": \"/i\", \"memory\": \"2G\", \"hugePages\": \"2M\",\n"
-                "\"prefault\": true, \"vcpus\": 1024, \"commandLine\": \"quiet\", \"onReboot\": \"stop\", \"onPanic\": \"pause\",\n"
-                "\"onDeviceFailure\": \"stop\", \"stopTimeout\": \"1min 30s 500ms\", \"accessGroup\": \"wheel\",\n"
+                "\"prefault\": true, \"vcpus\": 1024, \"hotplugSlots\": 16, \"commandLine\": \"quiet\", \"onReboot\": \"stop\", \"onPanic\": \"pause\",\n"
+                "\"onDeviceFailure\": \"stop\", \"onFailure\": \"restart\", \"stopTimeout\": \"1min 30s 500ms\", \"accessGroup\": \"wheel\",\n"
+                "\"owner\": \"alice\", \"readGroup\": \"_staff-2\",\n"
                 "\"smbiosStrings\": [\"a\"], \"credentials\": {\"n\": \"v=1\", \"b\": {\"base64\": \"AA==\"}},\n"
                 "\"devices\": {\"com2\": {\"type\": \"serial\", \"port\": \"com2\", \"output\": \"file\", \"path\": \"/log\"},\n"
                 "\"com1\": {\"type\": \"serial\", \"console\": false}, \"hvc\": {\"type\": \"console\", \"history\": \"64K\"},\n"
@@ -377,11 +524,15 @@ static void takes_everything_a_definition_can_say(void **state) {
         assert_int_equal(d->huge_page_size, MIB(2));
         assert_true(d->prefault);
         assert_int_equal(d->vcpus, 1024);
+        assert_int_equal(d->hotplug_slots, 16);
         assert_int_equal(d->on_reboot, ON_REBOOT_STOP);
         assert_int_equal(d->on_panic, ON_PANIC_PAUSE);
         assert_int_equal(d->on_device_failure, ON_DEVICE_FAILURE_STOP);
+        assert_int_equal(d->on_failure, ON_FAILURE_RESTART);
         assert_int_equal(d->stop_timeout_usec, 90500 * USEC_PER_MSEC);
         assert_string_equal(d->access_group, "wheel");
+        assert_string_equal(d->owner, "alice");
+        assert_string_equal(d->read_group, "_staff-2");
         assert_string_equal(d->smbios_strings[0], "a");
         assert_string_equal(d->smbios_strings[1], "io.systemd.credential:n=v=1");
         assert_string_equal(d->smbios_strings[2], "io.systemd.credential.binary:b=AA==");
@@ -404,6 +555,106 @@ static void takes_everything_a_definition_can_say(void **state) {
         assert_string_equal(arguments[3], "--queues=4");
         assert_string_equal(arguments[4], "--block-size=4096");
         assert_null(arguments[5]);
+}
+
+static void takes_a_plugin_in_the_place_of_everything_else(void **state) {
+        static const char text[] = "{\"plugin\": {\"path\": \"/opt/p\", \"arguments\": [\"-x\", \"\", \"a b\"], \"readOnlyPaths\": [\"/a\", \"/b:/c\"],"
+                "\"readWritePaths\": [\"/dev/null\"], \"user\": \"u\", \"group\": \"g\", \"supplementaryGroups\": [\"h\"]}, \"vcpus\": 126}";
+        _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
+        _cleanup_(definition_error_done) DefinitionError error = {};
+        _cleanup_(string_array_freep) char **arguments = NULL;
+
+        assert_int_equal(definition_parse(text, strlen(text), "m.json", "m", &d, &error), 0);
+        assert_null(d->kernel);
+        assert_int_equal(d->memory, 0);
+        assert_int_equal(d->vcpus, 126);
+        assert_int_equal(d->hotplug_slots, 0);
+        assert_int_equal(d->stop_timeout_usec, USEC_PER_SEC);
+        assert_int_equal(d->n_devices, 1);
+        assert_ptr_equal(d->plugin, &d->devices[0]);
+        assert_ptr_equal(d->plugin->type, &plugin_type);
+        assert_true(device_definition_is_foreign(d->plugin));
+        assert_int_equal(device_definition_arguments(d->plugin, &arguments), 0);
+        assert_string_equal(arguments[0], "plugin");
+        assert_string_equal(arguments[1], "--path=/opt/p");
+        assert_string_equal(arguments[2], "--arguments=-x");
+        assert_string_equal(arguments[3], "--arguments=");
+        assert_string_equal(arguments[4], "--arguments=a b");
+        assert_null(arguments[5]);
+}
+
+static void a_guest_with_sockets_is_told_where_to_say_that_it_is_ready(void **state) {
+        static const char credential[] = "io.systemd.credential:vmm.notify_socket=vsock-stream:2:8660";
+        static const struct { const char *more, *first, *second; } cases[] = {
+                { "\"devices\": {\"v\": {\"type\": \"vsock\"}}", credential, NULL },
+                { "\"devices\": {\"v\": {\"type\": \"vsock\", \"notify\": true}}, \"smbiosStrings\": [\"a\"], \"readyWhen\": \"guest\"", "a", credential },
+                { "\"devices\": {\"v\": {\"type\": \"vsock\", \"notify\": false}}", NULL, NULL },
+                { "\"devices\": {\"r\": {\"type\": \"rng\"}}", NULL, NULL },
+                /* Somebody else is to hear it. */
+                { "\"devices\": {\"v\": {\"type\": \"vsock\"}}, \"credentials\": {\"vmm.notify_socket\": \"vsock:2:5\"}",
+                  "io.systemd.credential:vmm.notify_socket=vsock:2:5", NULL },
+                { "\"devices\": {\"v\": {\"type\": \"vsock\"}}, \"credentials\": {\"vmm.notify_socket\": {\"base64\": \"AA==\"}}",
+                  "io.systemd.credential.binary:vmm.notify_socket=AA==", NULL },
+                { "\"devices\": {\"v\": {\"type\": \"vsock\"}}, \"credentials\": {\"vmm.notify_socket2\": \"x\"}",
+                  "io.systemd.credential:vmm.notify_socket2=x", credential },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
+                _cleanup_free_ char *text = NULL;
+
+                assert_true(asprintf(&text, "{" K ", %s}", cases[i].more) > 0);
+                d = assert_taken(text);
+                if (!cases[i].first) {
+                        assert_null(d->smbios_strings);
+                        assert_false(d->guest_notifies);
+                        continue;
+                }
+                assert_string_equal(d->smbios_strings[0], cases[i].first);
+                assert_true(cases[i].second ? streq(d->smbios_strings[1], cases[i].second) : !d->smbios_strings[1]);
+                assert_int_equal(d->guest_notifies, streq(cases[i].first, credential) || cases[i].second);
+                assert_int_equal(d->ready_when, strstr(cases[i].more, "readyWhen") ? READY_WHEN_GUEST : READY_WHEN_STARTED);
+        }
+}
+
+static void takes_persistent_memory_as_root(void **state) {
+        static const char pmem[] = "{" K ", \"commandLine\": \"%s\", \"devices\": {\"a\": {\"type\": \"pmem\", \"path\": \"/a\"},"
+                "\"d\": {\"type\": \"block\", \"path\": \"/d\"},"
+                "\"b\": {\"type\": \"pmem\", \"path\": \"/b\", \"root\": true, \"dax\": true, \"readOnly\": true}}}";
+        static const struct { const char *own, *line; } cases[] = {
+                { "", "root=/dev/pmem1 ro rootflags=dax" },
+                { "rootflags=noatime", "rootflags=noatime root=/dev/pmem1 ro" },
+                { "root=LABEL=x", "root=LABEL=x" },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                _cleanup_(machine_definition_freep) MachineDefinition *d = NULL;
+                _cleanup_(string_array_freep) char **arguments = NULL;
+                _cleanup_free_ char *line = NULL, *text = NULL;
+
+                assert_true(asprintf(&text, pmem, cases[i].own) >= 0);
+                d = assert_taken(text);
+                assert_int_equal(machine_definition_command_line(d, &line), 0);
+                assert_string_equal(line, cases[i].line);
+                assert_int_equal(device_definition_arguments(&d->devices[2], &arguments), 0);
+                assert_string_equal(arguments[0], "pmem");
+                assert_string_equal(arguments[1], "--path=/b");
+                assert_string_equal(arguments[2], "--read-only=yes");
+                assert_null(arguments[3]);
+        }
+}
+
+static void gives_a_console_two_queues_for_each_port(void **state) {
+        _cleanup_(machine_definition_freep) MachineDefinition *d = assert_taken(
+                "{" K ", \"devices\": {\"a\": {\"type\": \"console\"}, \"b\": {\"type\": \"console\", \"ports\": [\"org.qemu.guest_agent.0\", \"x\"]}}}");
+        _cleanup_(string_array_freep) char **arguments = NULL;
+
+        assert_int_equal(device_definition_queues(&d->devices[0]), 2);
+        assert_int_equal(device_definition_queues(&d->devices[1]), 8);
+        assert_int_equal(device_definition_arguments(&d->devices[1], &arguments), 0);
+        assert_string_equal(arguments[1], "--ports=org.qemu.guest_agent.0");
+        assert_string_equal(arguments[2], "--ports=x");
+        assert_null(arguments[3]);
 }
 
 static void leaves_the_users_own_console_and_root_alone(void **state) {
@@ -685,6 +936,37 @@ static void gives_every_unit_a_user_of_its_own(void **state) {
         assert_null(strchr(longest, '.'));
 }
 
+/* Which drops one of each; see escape_status(). */
+static void backslashes_reach_the_service_manager_twice(void **state) {
+        _cleanup_free_ char *unit = escape_status("vmm-device@my\\x2dvm-root.service: \\"), *plain = escape_status("plain"), *empty = escape_status("");
+
+        assert_string_equal(unit, "vmm-device@my\\\\x2dvm-root.service: \\\\");
+        assert_string_equal(plain, "plain");
+        assert_string_equal(empty, "");
+        assert_null(escape_status(NULL));
+}
+
+static void a_status_is_told_with_what_else_there_is(void **state) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        socklen_t size = sizeof(address);
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        char told[128] = {};
+
+        /* A name that the kernel chooses, and none of the file system's. */
+        assert_return_code(fd, errno);
+        assert_return_code(bind(fd, (struct sockaddr *) &address, sizeof(address.sun_family)), errno);
+        assert_return_code(getsockname(fd, (struct sockaddr *) &address, &size), errno);
+        address.sun_path[0] = '@';
+        assert_return_code(setenv("NOTIFY_SOCKET", address.sun_path, 1), errno);
+        notify_status("STOPPING=1\n", "%s has ended: %i", "a\\x2db", 1);
+        (void) unsetenv("NOTIFY_SOCKET");
+        notify_status("", "nobody is told");
+        assert_true(recv(fd, told, sizeof(told) - 1, MSG_DONTWAIT) > 0);
+        assert_string_equal(told, "STOPPING=1\nSTATUS=a\\\\x2db has ended: 1");
+        assert_int_equal(recv(fd, told, sizeof(told), MSG_DONTWAIT), -1);
+        (void) close(fd);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(refuses_every_wrong_definition_with_its_own_words),
@@ -701,7 +983,12 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(refuses_what_is_no_file, make_directory, remove_directory),
                 cmocka_unit_test_setup_teardown(says_when_there_is_no_definition, make_directory, remove_directory),
                 cmocka_unit_test(takes_the_least_definition_with_its_defaults),
+                cmocka_unit_test(takes_a_device_tree_overlay_where_there_is_a_device_tree),
                 cmocka_unit_test(takes_everything_a_definition_can_say),
+                cmocka_unit_test(takes_a_plugin_in_the_place_of_everything_else),
+                cmocka_unit_test(a_guest_with_sockets_is_told_where_to_say_that_it_is_ready),
+                cmocka_unit_test(takes_persistent_memory_as_root),
+                cmocka_unit_test(gives_a_console_two_queues_for_each_port),
                 cmocka_unit_test(leaves_the_users_own_console_and_root_alone),
                 cmocka_unit_test(takes_a_disk_that_two_devices_only_read),
                 cmocka_unit_test(takes_times_as_systemd_writes_them),
@@ -712,6 +999,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(names_a_single_file_after_itself, make_directory, remove_directory),
                 cmocka_unit_test(escapes_names_as_systemd_does),
                 cmocka_unit_test(gives_every_unit_a_user_of_its_own),
+                cmocka_unit_test(backslashes_reach_the_service_manager_twice),
+                cmocka_unit_test(a_status_is_told_with_what_else_there_is),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -52,7 +52,8 @@ static void gives_no_pointer_for_what_is_not_all_memory(void **state) {
         assert_null(guest_memory_at(&memory, HIGH_ADDRESS - 1, 2));
         assert_null(guest_memory_at(&memory, HIGH_ADDRESS, UINT64_MAX));
         assert_null(guest_memory_at(&memory, UINT64_MAX, 1));
-        assert_null(guest_memory_at_user(&memory, memory.regions[0].user_address - 1, 1));
+        /* Behind whichever is lower the other one may follow at once. */
+        assert_null(guest_memory_at_user(&memory, MIN(memory.regions[0].user_address, memory.regions[1].user_address) - 1, 1));
         guest_memory_done(&memory);
 }
 
@@ -80,6 +81,24 @@ static void regions_are_sorted_and_found_by_both_addresses(void **state) {
         guest_memory_done(&memory);
 }
 
+static void a_region_is_removed_by_its_whole_description(void **state) {
+        GuestMemory memory = make();
+        uint64_t user = memory.regions[0].user_address;
+
+        assert_int_equal(guest_memory_remove(&memory, 0, LOW - 1, user), -EINVAL);
+        assert_int_equal(guest_memory_remove(&memory, 1, LOW, user), -EINVAL);
+        assert_int_equal(guest_memory_remove(&memory, 0, LOW, user + 1), -EINVAL);
+        assert_int_equal(guest_memory_remove(&memory, 0, UINT64_MAX, user), -EINVAL);
+        assert_int_equal(guest_memory_remove(&memory, 1, UINT64_MAX, user), -EINVAL);
+        assert_int_equal(guest_memory_remove(&memory, GIB(1), LOW, user), -ENOENT);
+        assert_int_equal(guest_memory_remove(&memory, 0, LOW, user), 0);
+        assert_int_equal(guest_memory_remove(&memory, 0, LOW, user), -ENOENT);
+        assert_null(guest_memory_at(&memory, 0, 1));
+        assert_non_null(guest_memory_at(&memory, HIGH_ADDRESS, LOW));
+        assert_int_equal(guest_memory_size(&memory), LOW);
+        guest_memory_done(&memory);
+}
+
 static void a_file_lands_where_it_was_to_and_nowhere_else(void **state) {
         GuestMemory memory = make();
         _cleanup_close_ int fd = make_file("0123456789", 10);
@@ -100,6 +119,7 @@ int main(void) {
                 cmocka_unit_test(gives_no_pointer_for_what_is_not_all_memory),
                 cmocka_unit_test(a_file_beyond_memory_or_its_end_is_refused),
                 cmocka_unit_test(regions_are_sorted_and_found_by_both_addresses),
+                cmocka_unit_test(a_region_is_removed_by_its_whole_description),
                 cmocka_unit_test(a_file_lands_where_it_was_to_and_nowhere_else),
         };
 

@@ -244,6 +244,19 @@ static void comes_back_from_its_state(void **state) {
         assert_true(fires(b->fd));
 }
 
+/* A helper that holds the descriptor on does not interrupt whoever has the vector's number next. */
+static void what_was_attached_is_not_when_it_is_freed(void **state) {
+        Bus *b = *state;
+
+        set_control(b, PCI_MSIX_FLAGS_ENABLE);
+        set_entry(b, 0, 0xFEE00000, 0x41, 0);
+        assert_int_equal(msix_bind(b->msix, 0, b->fd), 0);
+        assert_true(fires(b->fd));
+        b->msix = msix_free(b->msix);
+        b->device.msix = NULL;
+        assert_false(fires(b->fd));
+}
+
 #define with_bus(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void) {
@@ -253,6 +266,7 @@ int main(void) {
                 with_bus(a_guest_that_plays_with_the_table_breaks_nothing),
                 with_bus(fires_exactly_while_it_is_not_masked),
                 with_bus(what_comes_while_masked_is_pending_and_fires_on_unmasking),
+                with_bus(what_was_attached_is_not_when_it_is_freed),
                 with_bus(comes_back_from_its_state),
         };
 

@@ -7,6 +7,8 @@
 #include <cmocka.h>
 
 #include <linux/pci_regs.h>
+#include <sched.h>
+#include <semaphore.h>
 
 #include "pci.h"
 
@@ -275,6 +277,154 @@ static void a_device_comes_back_from_its_state(void **state) {
         assert_int_equal(ecam_read(b, ECAM(1, PCI_COMMAND), 2), PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
+/* --- coming and going --- */
+
+static void only_what_is_removable_is_ejected(void **state) {
+        Bus *b = *state;
+
+        assert_false(pci_bus_eject(&b->bus, 0));
+        assert_false(pci_bus_eject(&b->bus, 1));
+        assert_false(pci_bus_eject(&b->bus, 17));
+        assert_false(pci_bus_eject(&b->bus, PCI_SLOTS));
+        assert_int_equal(ecam_read(b, ECAM(1, PCI_VENDOR_ID), 2), 0x1AF4);
+}
+
+static void what_is_ejected_is_gone_at_once_and_its_place_is_free_once_it_is_removed(void **state) {
+        static const PciIdentity identity = { .vendor = 3, .device = 4 };
+        Bus *b = *state;
+        PciDevice other;
+        uint32_t place = ecam_read(b, ECAM(1, PCI_BASE_ADDRESS_0), 4);
+
+        b->devices[0].removable = true;
+        ecam_write(b, ECAM(1, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+        assert_int_equal(bar_read(b, place), 0x50);
+        assert_true(pci_bus_eject(&b->bus, 1));
+        assert_true(pci_device_is_ejected(&b->devices[0]));
+        assert_int_equal(ecam_read(b, ECAM(1, 0), 4), UINT32_MAX);
+        assert_int_equal(bar_read(b, place), 0xFF);
+        assert_int_equal(b->mapped[0], 0);
+        /* Not even by writing to what is not there. */
+        ecam_write(b, ECAM(1, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+        ecam_write(b, ECAM(2, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+        assert_int_equal(b->mapped[0], 0);
+
+        pci_device_init(&other, &identity, NULL);
+        pci_device_set_bar(&other, 0, BAR_SIZE, on_access, &b->devices[0]);
+        assert_int_equal(pci_bus_add(&b->bus, &other, 1), -EEXIST);
+        pci_bus_remove(&b->bus, &b->devices[0]);
+        assert_int_equal(pci_bus_add(&b->bus, &other, -1), 1);
+        assert_int_equal(ecam_read(b, ECAM(1, PCI_VENDOR_ID), 2), 3);
+        assert_int_equal(ecam_read(b, ECAM(1, PCI_BASE_ADDRESS_0), 4), place);
+}
+
+/* A driver may wait for an answer of a device that was pulled out. */
+static void what_is_hidden_answers_where_it_is_mapped(void **state) {
+        Bus *b = *state;
+        uint32_t place = ecam_read(b, ECAM(1, PCI_BASE_ADDRESS_0), 4);
+
+        b->devices[0].removable = true;
+        ecam_write(b, ECAM(1, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+        pci_device_hide(&b->devices[0]);
+        assert_false(pci_device_is_ejected(&b->devices[0]));
+        assert_int_equal(ecam_read(b, ECAM(1, 0), 4), UINT32_MAX);
+        assert_int_equal(bar_read(b, place), 0x50);
+        ecam_write(b, ECAM(1, PCI_COMMAND), 0, 2);
+        assert_int_equal(bar_read(b, place), 0x50);
+        assert_true(pci_bus_eject(&b->bus, 1));
+        assert_int_equal(bar_read(b, place), 0xFF);
+}
+
+#define ALIVE 0x600DF00D
+#define WINDOW_AT 0x60
+
+typedef struct Visitor {
+        PciDevice pci;
+        uint32_t alive;
+        sem_t idle;
+} Visitor;
+
+typedef struct Crowd {
+        Bus *bus;
+        atomic_bool end;
+        atomic_uint inside;
+} Crowd;
+
+static Crowd crowd;
+
+static void on_visit(void *userdata, unsigned vcpu, uint64_t offset, void *data, unsigned size, bool is_write) {
+        Visitor *v = userdata;
+
+        if (__atomic_load_n(&v->alive, __ATOMIC_RELAXED) != ALIVE)
+                abort();
+        crowd.inside++;
+        (void) sched_yield();
+        if (__atomic_load_n(&v->alive, __ATOMIC_RELAXED) != ALIVE)
+                abort();
+}
+
+static bool visitor_window(PciDevice *device, unsigned offset, unsigned *ret_bar, uint64_t *ret_offset, unsigned *ret_length) {
+        *ret_bar = 0;
+        *ret_offset = 0;
+        *ret_length = 4;
+        return offset == WINDOW_AT;
+}
+
+static void on_idle(void *userdata) {
+        Visitor *v = userdata;
+
+        (void) sem_post(&v->idle);
+}
+
+/* By its BAR, by the window in its configuration space, and by both mechanisms. */
+static void *look_around(void *userdata) {
+        Bus *b = crowd.bus;
+
+        while (!crowd.end) {
+                (void) bar_read(b, WINDOW + 2 * BAR_SIZE);
+                (void) ecam_read(b, ECAM(3, WINDOW_AT), 4);
+                ecam_write(b, ECAM(3, WINDOW_AT), 7, 4);
+                ecam_write(b, ECAM(3, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+                (void) pci_bus_eject(&b->bus, 3);
+                port_write(b, 0, 0x80001810, 4);
+                (void) port_read(b, 4, 4);
+        }
+        return NULL;
+}
+
+static void devices_come_and_go_while_others_are_inside(void **state) {
+        static const PciIdentity identity = { .vendor = 5, .device = 6 };
+        static const PciDeviceOps ops = { .window = visitor_window };
+        Bus *b = *state;
+        pthread_t threads[2];
+
+        crowd = (Crowd) { .bus = b };
+        for (size_t i = 0; i < ELEMENTSOF(threads); i++)
+                assert_int_equal(pthread_create(&threads[i], NULL, look_around, NULL), 0);
+        for (unsigned i = 0; i < 2000 || crowd.inside < 100; i++) {
+                Visitor *v = calloc(1, sizeof(Visitor));
+
+                assert_non_null(v);
+                v->alive = ALIVE;
+                assert_int_equal(sem_init(&v->idle, 0, 0), 0);
+                pci_device_init(&v->pci, &identity, &ops);
+                io_users_init(&v->pci.users, on_idle, v);
+                v->pci.removable = i % 2 == 0;
+                pci_device_set_bar(&v->pci, 0, BAR_SIZE, on_visit, v);
+                assert_int_equal(pci_bus_add(&b->bus, &v->pci, -1), 3);
+                ecam_write(b, ECAM(3, PCI_COMMAND), PCI_COMMAND_MEMORY, 2);
+                (void) sched_yield();
+                pci_bus_remove(&b->bus, &v->pci);
+                io_users_put(&v->pci.users);
+                assert_int_equal(sem_wait(&v->idle), 0);
+                __atomic_store_n(&v->alive, 0, __ATOMIC_RELAXED);
+                (void) sem_destroy(&v->idle);
+                free(v);
+        }
+        crowd.end = true;
+        for (size_t i = 0; i < ELEMENTSOF(threads); i++)
+                assert_int_equal(pthread_join(threads[i], NULL), 0);
+}
+
 #define with_bus(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void) {
@@ -288,6 +438,10 @@ int main(void) {
                 with_bus(of_two_bars_at_one_place_the_first_wins_until_it_moves),
                 with_bus(capabilities_form_a_list),
                 with_bus(a_device_comes_back_from_its_state),
+                with_bus(only_what_is_removable_is_ejected),
+                with_bus(what_is_ejected_is_gone_at_once_and_its_place_is_free_once_it_is_removed),
+                with_bus(what_is_hidden_answers_where_it_is_mapped),
+                with_bus(devices_come_and_go_while_others_are_inside),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

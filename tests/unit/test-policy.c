@@ -2,11 +2,13 @@
 
 /* What libraries do behind a helper's back must be in every policy, or a helper dies of it at the worst moment. */
 
+#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -98,5 +100,10 @@ int main(void) {
                 cmocka_unit_test(sends_long_journal_messages),
         };
 
+        /* An emulated user space has no filters. */
+        if (syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &(uint32_t) { SECCOMP_RET_KILL_PROCESS }) < 0 && errno == ENOSYS) {
+                puts("1..0 # SKIP for want of seccomp(2)");
+                return 0;
+        }
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

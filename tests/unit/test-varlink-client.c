@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include <cmocka.h>
 
@@ -24,6 +25,21 @@ typedef struct Script {
         char asked[4096]; /* the calls as they came, one a line */
 } Script;
 
+/* "\1" stands for a NUL within: several messages, or one and what is none. */
+static bool answer(int fd, const char *reply) {
+        char bytes[512];
+        size_t size;
+
+        if (!reply)
+                return true;
+        size = strlen(reply) + 1;
+        if (size > sizeof(bytes))
+                return false;
+        for (size_t i = 0; i < size; i++)
+                bytes[i] = reply[i] == 1 ? 0 : reply[i];
+        return write_full(fd, bytes, size) >= 0;
+}
+
 static void *run_script(void *userdata) {
         Script *s = userdata;
         size_t n = 0, done = 0;
@@ -37,8 +53,7 @@ static void *run_script(void *userdata) {
                         s->asked[n++] = buffer[i] ? buffer[i] : '\n';
                         if (buffer[i])
                                 continue;
-                        const char *reply = s->replies[done++];
-                        if (reply && write_full(s->fd, reply, strlen(reply) + 1) < 0)
+                        if (!answer(s->fd, s->replies[done++]))
                                 return NULL;
                         if (done == s->n_replies)
                                 break;
@@ -109,7 +124,54 @@ static void says_why_it_cannot_connect(void **state) {
         path[sizeof(path) - 1] = 0;
         assert_int_equal(varlink_client_connect(path, &c), -ENAMETOOLONG);
         assert_int_equal(varlink_client_connect("/nonexistent/socket", &c), -ENOENT);
+        assert_int_equal(varlink_client_connect_within("/nonexistent/socket", USEC_PER_SEC, &c), -ENOENT);
         assert_null(c);
+}
+
+static void *accept_two(void *userdata) {
+        for (size_t i = 0; i < 2; i++) {
+                int fd;
+
+                /* So that the other one does wait. */
+                (void) usleep(50 * USEC_PER_MSEC);
+                fd = accept(*(int *) userdata, NULL, NULL);
+                if (fd < 0)
+                        return NULL;
+                (void) close(fd);
+        }
+        return userdata;
+}
+
+static void waits_for_a_place_in_the_queue_as_long_as_it_may(void **state) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        VarlinkClient *first = NULL, *second = NULL;
+        char directory[] = "/tmp/vmm-test.XXXXXX";
+        void *result = NULL;
+        pthread_t thread;
+        uint64_t begin;
+        int fd;
+
+        assert_non_null(mkdtemp(directory));
+        assert_true(snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", directory) > 0);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(bind(fd, (struct sockaddr *) &address, sizeof(address)), 0);
+        assert_int_equal(listen(fd, 0), 0);
+
+        assert_int_equal(varlink_client_connect(address.sun_path, &first), 0);
+        assert_int_equal(varlink_client_connect(address.sun_path, &second), -EAGAIN);
+        begin = now_usec();
+        assert_int_equal(varlink_client_connect_within(address.sun_path, 50 * USEC_PER_MSEC, &second), -EAGAIN);
+        assert_true(now_usec() - begin >= 40 * USEC_PER_MSEC);
+        assert_int_equal(pthread_create(&thread, NULL, accept_two, &fd), 0);
+        assert_int_equal(varlink_client_connect_within(address.sun_path, 60 * USEC_PER_SEC, &second), 0);
+        assert_int_equal(pthread_join(thread, &result), 0);
+        assert_non_null(result);
+
+        first = varlink_client_unref(first);
+        second = varlink_client_unref(second);
+        (void) close(fd);
+        assert_int_equal(unlink(address.sun_path), 0);
+        assert_int_equal(rmdir(directory), 0);
 }
 
 static void returns_replies_and_errors(void **state) {
@@ -135,6 +197,70 @@ static void returns_replies_and_errors(void **state) {
         json_putp(&reply);
         finish(&s);
         assert_non_null(startswith(s.asked, "{\"method\":\"a.b.C\",\"parameters\":{}}\n"));
+}
+
+static void receives_several_replies(void **state) {
+        static const char *const replies[] = {
+                "{\"parameters\":{\"a\":1},\"continues\":true}\1{\"parameters\":{\"a\":2},\"continues\":true}\1{\"parameters\":{\"a\":3}}",
+                "{\"error\":\"a.b.Nope\"}",
+        };
+        Script s;
+        _cleanup_(varlink_client_unrefp) VarlinkClient *c = start(&s, replies, 2);
+        _cleanup_free_ char *error_id = NULL;
+        json_object *reply = NULL;
+        bool continues = false;
+
+        assert_int_equal(varlink_client_receive(c, &reply, NULL, &continues), -EINVAL);
+        assert_int_equal(varlink_client_call_more(c, "a.b.C", NULL), 0);
+        for (int i = 1; i <= 3; i++) {
+                assert_int_equal(varlink_client_call(c, "a.b.C", NULL, NULL, NULL), -EBUSY);
+                assert_int_equal(varlink_client_send_oneway(c, "a.b.C", NULL), -EBUSY);
+                assert_int_equal(varlink_client_receive(c, &reply, NULL, &continues), 0);
+                assert_int_equal(json_get_integer(reply, "a", 0), i);
+                assert_int_equal(continues, i < 3);
+                json_putp(&reply);
+        }
+        assert_int_equal(varlink_client_call_more(c, "a.b.C", NULL), 0);
+        assert_int_equal(varlink_client_receive(c, &reply, &error_id, &continues), -EREMOTEIO);
+        assert_string_equal(error_id, "a.b.Nope");
+        assert_false(continues);
+        json_putp(&reply);
+        assert_int_equal(varlink_client_receive(c, &reply, NULL, &continues), -EINVAL);
+        finish(&s);
+        assert_non_null(startswith(s.asked, "{\"method\":\"a.b.C\",\"parameters\":{},\"more\":true}\n"));
+}
+
+static void refuses_more_replies_behind_an_error(void **state) {
+        static const char *const replies[] = { "{\"error\":\"a.b.C\",\"continues\":true}" };
+        Script s;
+        _cleanup_(varlink_client_unrefp) VarlinkClient *c = start(&s, replies, 1);
+
+        assert_int_equal(varlink_client_call_more(c, "a.b.C", NULL), 0);
+        assert_int_equal(varlink_client_receive(c, NULL, NULL, NULL), -EPROTO);
+        assert_int_equal(varlink_client_receive(c, NULL, NULL, NULL), -EPROTO);
+        finish(&s);
+}
+
+static void takes_the_connection_over(void **state) {
+        static const char *const replies[] = { "{\"error\":\"a.b.Nope\"}", "{\"parameters\":{\"a\":1}}\1raw" };
+        Script s;
+        _cleanup_(varlink_client_unrefp) VarlinkClient *c = start(&s, replies, 2);
+        _cleanup_close_ int fd = -EBADF;
+        _cleanup_free_ char *data = NULL;
+        json_object *reply = NULL;
+        size_t size = 1;
+
+        assert_int_equal(varlink_client_call_upgrade(c, "a.b.C", NULL, NULL, NULL, &fd, &data, &size), -EREMOTEIO);
+        assert_int_equal(fd, -EBADF);
+        assert_int_equal(varlink_client_call_upgrade(c, "a.b.C", NULL, &reply, NULL, &fd, &data, &size), 0);
+        assert_int_equal(json_get_integer(reply, "a", 0), 1);
+        json_putp(&reply);
+        assert_int_equal(size, 4);
+        assert_memory_equal(data, "raw", 4);
+        assert_true(fd >= 0);
+        assert_int_equal(varlink_client_call(c, "a.b.C", NULL, NULL, NULL), -ENOTCONN);
+        finish(&s);
+        assert_non_null(strstr(s.asked, "\"upgrade\":true}\n"));
 }
 
 /* ---- on an event loop, against our own server ---- */
@@ -308,7 +434,11 @@ int main(void) {
                 cmocka_unit_test(notices_that_the_server_went_away),
                 cmocka_unit_test(gives_up_in_time),
                 cmocka_unit_test(says_why_it_cannot_connect),
+                cmocka_unit_test(waits_for_a_place_in_the_queue_as_long_as_it_may),
                 cmocka_unit_test(returns_replies_and_errors),
+                cmocka_unit_test(refuses_more_replies_behind_an_error),
+                cmocka_unit_test(receives_several_replies),
+                cmocka_unit_test(takes_the_connection_over),
                 cmocka_unit_test(tells_every_caller_that_the_server_is_gone),
                 cmocka_unit_test(tells_a_caller_that_time_is_up),
                 cmocka_unit_test(calls_back_in_order),

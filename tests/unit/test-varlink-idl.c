@@ -137,13 +137,14 @@ static void checks_values(void **state) {
                 { "{\"name\":\"n\",\"list\":[],\"map\":{\"k\":1.5}}", "map.k" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{\"k\":9223372036854775808}}", "map.k" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{},\"deep\":[[true],[1]]}", "deep[1][0]" },
-                { "{\"name\":\"n\",\"list\":[],\"map\":{},\"any\":[]}", "any" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{},\"node\":{\"value\":1,\"next\":{}}}", "node.next.value" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{},\"node\":{\"value\":1,\"color\":\"pink\"}}", "node.color" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{},\"node\":{\"value\":1,\"inner\":{\"a\":true,\"b\":{\"c\":\"1\"}}}}",
                         "node.inner.b.c" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{},\"e\":\"z\"}", "e" },
                 { "{\"name\":\"n\",\"list\":[],\"map\":{}}", NULL },
+                { "{\"name\":\"n\",\"list\":[],\"map\":{},\"any\":[]}", NULL },
+                { "{\"name\":\"n\",\"list\":[],\"map\":{},\"any\":1.5}", NULL },
                 { "{\"name\":\"n\",\"list\":[\"a\"],\"map\":{\"k\":9223372036854775807,\"l\":null},\"deep\":null}", NULL },
                 { "{\"name\":\"\",\"list\":[],\"map\":{},\"deep\":[[],[false]],\"any\":{\"what\":[1]},\"e\":\"y\","
                   "\"node\":{\"value\":-5,\"next\":{\"value\":0},\"color\":\"red\",\"inner\":{\"a\":false,\"b\":{\"c\":1}}}}", NULL },
@@ -194,7 +195,8 @@ static void check_style(const char *symbol, const VarlinkType *t) {
 }
 
 static void our_interfaces_are_documented_and_in_style(void **state) {
-        static const char *const texts[] = { varlink_text_io_vmmd_Device, varlink_text_io_vmmd_Machine, varlink_text_org_varlink_service };
+        static const char *const texts[] = { varlink_text_io_vmmd_Device, varlink_text_io_vmmd_Machine, varlink_text_io_vmmd_Slot,
+                varlink_text_org_varlink_service };
 
         for (size_t i = 0; i < ELEMENTSOF(texts); i++) {
                 _cleanup_(varlink_interface_freep) VarlinkInterface *idl = NULL;

@@ -17,21 +17,21 @@ static int parse(const char *text) {
         return varlink_json_parse(text, strlen(text), 32, &value);
 }
 
-static void open_pair(VarlinkStream *a, VarlinkStream *b) {
+static void open_pair(VarlinkChannel *a, VarlinkChannel *b) {
         int fds[2];
 
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-        assert_int_equal(varlink_stream_open(a, fds[0]), 0);
-        assert_int_equal(varlink_stream_open(b, fds[1]), 0);
+        assert_int_equal(varlink_channel_open(a, fds[0]), 0);
+        assert_int_equal(varlink_channel_open(b, fds[1]), 0);
 }
 
-static void feed(VarlinkStream *s, const char *text, size_t size) {
-        assert_int_equal(varlink_stream_feed(s, text, size, NULL, 0), 1);
+static void feed(VarlinkChannel *s, const char *text, size_t size) {
+        assert_int_equal(varlink_channel_feed(s, text, size, NULL, 0), 1);
 }
 
-static const char *next_method(VarlinkStream *s, VarlinkMessage *m) {
+static const char *next_method(VarlinkChannel *s, VarlinkMessage *m) {
         varlink_message_done(m);
-        if (varlink_stream_next(s, m) != 1)
+        if (varlink_channel_next(s, m) != 1)
                 return NULL;
         return json_get_string(m->json, "method", NULL);
 }
@@ -39,7 +39,9 @@ static const char *next_method(VarlinkStream *s, VarlinkMessage *m) {
 static void refuses_what_is_no_json_object(void **state) {
         static const char *const texts[] = { "", " ", "[]", "1", "null", "\"a\"", "{", "}", "{}{}", "{} x", "{\"a\"}",
                 "{\"a\":}", "{'a':1}", "{\"a\":1,}", "{/* c */}", "{\"a\":NaN}", "{\"a\":[Infinity]}", "{\"a\":1e999}",
-                "{\"a\":\"\xff\"}", "{\"a\":tru}", "{\"a\":\"\n\"}", "garbage", "\x01\x02\x03" };
+                "{\"a\":\"\xff\"}", "{\"a\":\"\xc0\xaf\"}", "{\"a\":\"\xed\xa0\x80\"}", "{\"a\":\"\xc3\"}", "{\"\xe2\x82\":1}",
+                "{\"a\":\"\\\xff\"}", "{\"a\":\"\\µ\"}",
+                "{\xc2\xa0\"a\":1}", "{\"a\":tru}", "{\"a\":\"\n\"}", "garbage", "\x01\x02\x03" };
 
         for (size_t i = 0; i < ELEMENTSOF(texts); i++)
                 if (parse(texts[i]) != -EBADMSG)
@@ -55,6 +57,12 @@ static void refuses_a_nul_however_it_is_written(void **state) {
         assert_int_equal(varlink_json_parse("{\"a\":\0 1}", 9, 32, &value), -EBADMSG);
         /* A backslash and five ordinary characters */
         assert_int_equal(parse("{\"a\":\"\\\\u0000\"}"), 0);
+}
+
+static void takes_text_of_any_script(void **state) {
+        assert_int_equal(parse("{\"a\":\"µ\"}"), 0);
+        assert_int_equal(parse("{\"a\":\"\\\\µ\"}"), 0);
+        assert_int_equal(parse("{\"µ\":[\"x\\n€ 😀\",\"\\u00b5\"]}"), 0);
 }
 
 static void refuses_what_is_nested_too_deeply(void **state) {
@@ -74,42 +82,42 @@ static void refuses_what_is_nested_too_deeply(void **state) {
 }
 
 static void refuses_a_message_that_is_too_large(void **state) {
-        VarlinkStream s;
+        VarlinkChannel s;
         char text[200];
 
-        assert_int_equal(varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
+        assert_int_equal(varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
         s.message_size = 100;
         memset(text, ' ', sizeof(text));
         /* Before its end is there, already */
         feed(&s, text, 100);
-        assert_int_equal(varlink_stream_feed(&s, text, 1, NULL, 0), -EMSGSIZE);
-        varlink_stream_done(&s);
+        assert_int_equal(varlink_channel_feed(&s, text, 1, NULL, 0), -EMSGSIZE);
+        varlink_channel_done(&s);
 }
 
 static void refuses_to_queue_a_message_that_is_too_large(void **state) {
-        VarlinkStream s;
+        VarlinkChannel s;
         _cleanup_json_ json_object *o = json_object_new_object();
 
-        assert_int_equal(varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
+        assert_int_equal(varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
         s.message_size = 20;
         assert_int_equal(json_add_string(o, "key", "a long enough value"), 0);
-        assert_int_equal(varlink_stream_queue(&s, o, NULL, 0), -EMSGSIZE);
+        assert_int_equal(varlink_channel_queue(&s, o, NULL, 0), -EMSGSIZE);
         assert_int_equal(s.out_size, 0);
-        varlink_stream_done(&s);
+        varlink_channel_done(&s);
 }
 
 static void refuses_an_empty_message(void **state) {
-        VarlinkStream s;
+        VarlinkChannel s;
         VarlinkMessage m = {};
 
-        assert_int_equal(varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
+        assert_int_equal(varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
         feed(&s, "", 1);
-        assert_int_equal(varlink_stream_next(&s, &m), -EBADMSG);
-        varlink_stream_done(&s);
+        assert_int_equal(varlink_channel_next(&s, &m), -EBADMSG);
+        varlink_channel_done(&s);
 }
 
 static void refuses_too_many_descriptors(void **state) {
-        VarlinkStream a, b;
+        VarlinkChannel a, b;
         int fds[3];
 
         open_pair(&a, &b);
@@ -117,69 +125,69 @@ static void refuses_too_many_descriptors(void **state) {
         for (size_t i = 0; i < 3; i++)
                 fds[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
         assert_int_equal(send_with_fds(a.fd, "{}", 3, fds, 3), 3);
-        assert_int_equal(varlink_stream_read(&b), -EBADMSG);
+        assert_int_equal(varlink_channel_read(&b), -EBADMSG);
         for (size_t i = 0; i < 3; i++)
                 (void) safe_close(fds[i]);
-        varlink_stream_done(&a);
-        varlink_stream_done(&b);
+        varlink_channel_done(&a);
+        varlink_channel_done(&b);
 }
 
 static void takes_a_message_byte_by_byte(void **state) {
         static const char text[] = "{\"method\":\"a.b.C\"}";
-        VarlinkStream s;
+        VarlinkChannel s;
         VarlinkMessage m = {};
 
-        assert_int_equal(varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
+        assert_int_equal(varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
         for (size_t i = 0; i < sizeof(text); i++) {
-                assert_int_equal(varlink_stream_next(&s, &m), 0);
-                assert_int_equal(varlink_stream_is_partial(&s), i > 0);
+                assert_int_equal(varlink_channel_next(&s, &m), 0);
+                assert_int_equal(varlink_channel_is_partial(&s), i > 0);
                 feed(&s, text + i, 1);
         }
         assert_string_equal(next_method(&s, &m), "a.b.C");
-        assert_false(varlink_stream_is_partial(&s));
+        assert_false(varlink_channel_is_partial(&s));
         varlink_message_done(&m);
-        varlink_stream_done(&s);
+        varlink_channel_done(&s);
 }
 
 static void takes_several_messages_of_one_read(void **state) {
         static const char text[] = "{\"method\":\"one\"}\0{\"method\":\"two\"}\0{\"method\":\"thr";
-        VarlinkStream s;
+        VarlinkChannel s;
         VarlinkMessage m = {};
 
-        assert_int_equal(varlink_stream_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
+        assert_int_equal(varlink_channel_open(&s, open("/dev/null", O_RDWR | O_CLOEXEC)), 0);
         feed(&s, text, sizeof(text) - 1);
         assert_string_equal(next_method(&s, &m), "one");
         assert_string_equal(next_method(&s, &m), "two");
         varlink_message_done(&m);
-        assert_int_equal(varlink_stream_next(&s, &m), 0);
-        assert_true(varlink_stream_is_partial(&s));
+        assert_int_equal(varlink_channel_next(&s, &m), 0);
+        assert_true(varlink_channel_is_partial(&s));
         feed(&s, "ee\"}", 5);
         assert_string_equal(next_method(&s, &m), "three");
         varlink_message_done(&m);
-        varlink_stream_done(&s);
+        varlink_channel_done(&s);
 }
 
 static void keeps_within_bounds_over_a_long_life(void **state) {
-        VarlinkStream a, b;
+        VarlinkChannel a, b;
         VarlinkMessage m = {};
         _cleanup_json_ json_object *o = json_object_new_object();
 
         open_pair(&a, &b);
         assert_int_equal(json_add_string(o, "method", "0123456789012345678901234567890123456789"), 0);
         for (unsigned i = 0; i < 20000; i++) {
-                assert_int_equal(varlink_stream_queue(&a, o, NULL, 0), 0);
-                assert_int_equal(varlink_stream_flush(&a), 0);
-                assert_int_equal(varlink_stream_read(&b), 1);
+                assert_int_equal(varlink_channel_queue(&a, o, NULL, 0), 0);
+                assert_int_equal(varlink_channel_flush(&a), 0);
+                assert_int_equal(varlink_channel_read(&b), 1);
                 assert_non_null(next_method(&b, &m));
         }
         assert_true(b.in_allocated <= KIB(64));
         varlink_message_done(&m);
-        varlink_stream_done(&a);
-        varlink_stream_done(&b);
+        varlink_channel_done(&a);
+        varlink_channel_done(&b);
 }
 
 static void sends_in_parts_to_a_slow_reader(void **state) {
-        VarlinkStream a, b;
+        VarlinkChannel a, b;
         VarlinkMessage m = {};
         _cleanup_json_ json_object *o = json_object_new_object();
         _cleanup_free_ char *big = malloc(KIB(900));
@@ -189,21 +197,21 @@ static void sends_in_parts_to_a_slow_reader(void **state) {
         big[KIB(900) - 1] = 0;
         assert_int_equal(json_add_string(o, "method", big), 0);
         open_pair(&a, &b);
-        assert_int_equal(varlink_stream_queue(&a, o, NULL, 0), 0);
-        assert_int_equal(varlink_stream_flush(&a), -EAGAIN);
+        assert_int_equal(varlink_channel_queue(&a, o, NULL, 0), 0);
+        assert_int_equal(varlink_channel_flush(&a), -EAGAIN);
         do {
-                r = varlink_stream_read(&b);
+                r = varlink_channel_read(&b);
                 assert_true(r == 1 || r == -EAGAIN);
-                flushed = varlink_stream_flush(&a);
+                flushed = varlink_channel_flush(&a);
                 assert_true(flushed == 0 || flushed == -EAGAIN);
-                r = varlink_stream_next(&b, &m);
+                r = varlink_channel_next(&b, &m);
         } while (r == 0);
         assert_int_equal(r, 1);
         assert_int_equal(a.out_size, 0);
         assert_int_equal(json_object_get_string_len(json_object_object_get(m.json, "method")), KIB(900) - 1);
         varlink_message_done(&m);
-        varlink_stream_done(&a);
-        varlink_stream_done(&b);
+        varlink_channel_done(&a);
+        varlink_channel_done(&b);
 }
 
 static ino_t inode(int fd) {
@@ -214,7 +222,7 @@ static ino_t inode(int fd) {
 
 /* Three messages lie in the socket before one is read; only the middle one has descriptors. */
 static void gives_descriptors_to_the_message_they_came_with(void **state) {
-        VarlinkStream a, b;
+        VarlinkChannel a, b;
         VarlinkMessage m = {};
         int first[2], fds[2], taken;
         ino_t expected[2];
@@ -230,7 +238,7 @@ static void gives_descriptors_to_the_message_they_came_with(void **state) {
         assert_int_equal(send_with_fds(a.fd, "{\"method\":\"two\"}", 17, fds, 2), 17);
         assert_int_equal(send_with_fds(a.fd, "{\"method\":\"three\"}", 19, NULL, 0), 19);
         for (unsigned i = 0; i < 3; i++) {
-                int r = varlink_stream_read(&b);
+                int r = varlink_channel_read(&b);
                 assert_true(r == 1 || r == -EAGAIN);
         }
 
@@ -255,36 +263,37 @@ static void gives_descriptors_to_the_message_they_came_with(void **state) {
         (void) safe_close(first[1]);
         (void) safe_close(fds[1]);
         varlink_message_done(&m);
-        varlink_stream_done(&a);
-        varlink_stream_done(&b);
+        varlink_channel_done(&a);
+        varlink_channel_done(&b);
 }
 
 /* The descriptors of a message whose text needs several reads. */
 static void gives_descriptors_to_a_message_that_is_split(void **state) {
-        VarlinkStream a, b;
+        VarlinkChannel a, b;
         VarlinkMessage m = {};
         int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
         open_pair(&a, &b);
         assert_int_equal(send_with_fds(a.fd, "{\"method\":", 10, &fd, 1), 10);
-        assert_int_equal(varlink_stream_read(&b), 1);
-        assert_int_equal(varlink_stream_next(&b, &m), 0);
+        assert_int_equal(varlink_channel_read(&b), 1);
+        assert_int_equal(varlink_channel_next(&b, &m), 0);
         assert_int_equal(send_with_fds(a.fd, "\"one\"}\0{}", 10, NULL, 0), 10);
-        assert_int_equal(varlink_stream_read(&b), 1);
+        assert_int_equal(varlink_channel_read(&b), 1);
         assert_string_equal(next_method(&b, &m), "one");
         assert_int_equal(m.n_fds, 1);
         (void) next_method(&b, &m);
         assert_int_equal(m.n_fds, 0);
         (void) safe_close(fd);
         varlink_message_done(&m);
-        varlink_stream_done(&a);
-        varlink_stream_done(&b);
+        varlink_channel_done(&a);
+        varlink_channel_done(&b);
 }
 
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(refuses_what_is_no_json_object),
                 cmocka_unit_test(refuses_a_nul_however_it_is_written),
+                cmocka_unit_test(takes_text_of_any_script),
                 cmocka_unit_test(refuses_what_is_nested_too_deeply),
                 cmocka_unit_test(refuses_a_message_that_is_too_large),
                 cmocka_unit_test(refuses_to_queue_a_message_that_is_too_large),

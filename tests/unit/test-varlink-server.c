@@ -1,19 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <fcntl.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include <cmocka.h>
-
 #include "interfaces.h"
 #include "json-util.h"
-#include "message.h"
-#include "server.h"
+#include "server-internal.h"
+#include "varlink-rig.h"
 
 static const char text[] =
         "interface org.example.test\n"
@@ -31,9 +27,7 @@ static const char text[] =
         "error Refused (why: string)\n";
 
 typedef struct Fixture {
-        sd_event *event;
-        VarlinkServer *server;
-        VarlinkStream peer;
+        Rig rig;
         VarlinkCall *later[4];
         size_t n_later;
         unsigned closed, called;
@@ -120,35 +114,15 @@ static const VarlinkMethod methods[] = {
         {},
 };
 
-static int refuse_all(VarlinkCall *call, void *userdata) {
+static int refuse_all(VarlinkCall *call, unsigned right, void *userdata) {
         return 0;
-}
-
-static void pump(Fixture *f) {
-        for (unsigned idle = 0; idle < 2;) {
-                int r = sd_event_run(f->event, 0);
-                assert_true(r >= 0);
-                idle = r == 0 ? idle + 1 : 0;
-        }
-}
-
-static int attach(Fixture *f, VarlinkStream *peer) {
-        int fds[2];
-
-        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-        assert_int_equal(varlink_stream_open(peer, fds[0]), 0);
-        return varlink_server_adopt_connection(f->server, fds[1]);
 }
 
 static int set_up(void **state) {
         Fixture *f = calloc(1, sizeof(*f));
 
         assert_non_null(f);
-        assert_true(sd_event_new(&f->event) >= 0);
-        assert_int_equal(varlink_server_new(&f->server, f->event), 0);
-        assert_int_equal(varlink_server_set_info(f->server, "a vendor", "a product", "1.0", "https://example.org/"), 0);
-        assert_int_equal(varlink_server_add_interface(f->server, text, methods, f), 0);
-        assert_int_equal(attach(f, &f->peer), 0);
+        rig_open(&f->rig, text, methods, f);
         *state = f;
         return 0;
 }
@@ -156,68 +130,36 @@ static int set_up(void **state) {
 static int tear_down(void **state) {
         Fixture *f = *state;
 
-        (void) varlink_server_free(f->server);
+        f->rig.server = varlink_server_free(f->rig.server);
         for (size_t i = 0; i < f->n_later; i++)
                 (void) varlink_call_unref(f->later[i]);
-        varlink_stream_done(&f->peer);
-        sd_event_unref(f->event);
+        rig_close(&f->rig);
         free(f);
         return 0;
 }
 
-static void send_bytes(Fixture *f, const char *bytes, size_t size) {
-        assert_int_equal(send_with_fds(f->peer.fd, bytes, size, NULL, 0), size);
-}
-
 static void send_text(Fixture *f, const char *s) {
-        send_bytes(f, s, strlen(s) + 1);
+        rig_send(&f->rig.peer, s);
 }
 
-/* The next reply's text, or NULL where there is none; "closed" where the server closed the connection. */
 static char *next_reply(Fixture *f) {
-        VarlinkMessage m = {};
-        char *copy = NULL;
-        int r;
-
-        pump(f);
-        while ((r = varlink_stream_next(&f->peer, &m)) == 0) {
-                r = varlink_stream_read(&f->peer);
-                if (r == -EAGAIN)
-                        return NULL;
-                if (r == 0 || r == -ECONNRESET)
-                        return strdup("closed");
-                assert_true(r > 0);
-                pump(f);
-        }
-        assert_int_equal(r, 1);
-        copy = strdup(json_object_to_json_string_ext(m.json, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
-        varlink_message_done(&m);
-        return copy;
+        return rig_receive(&f->rig, &f->rig.peer);
 }
 
-#define assert_reply(f, expected)                                                                              \
-        do {                                                                                                   \
-                _cleanup_free_ char *_reply = next_reply(f);                                                   \
-                assert_non_null(_reply);                                                                       \
-                assert_string_equal(_reply, expected);                                                         \
-        } while (false)
-#define assert_no_reply(f)                                                                                     \
-        do {                                                                                                   \
-                _cleanup_free_ char *_reply = next_reply(f);                                                   \
-                assert_null(_reply);                                                                           \
-        } while (false)
+#define assert_reply(f, expected) assert_next(&(f)->rig, &(f)->rig.peer, expected)
+#define assert_no_reply(f) assert_nothing(&(f)->rig, &(f)->rig.peer)
 
 static void closes_on_violations_of_the_protocol(void **state) {
         static const char *const calls[] = {
                 "garbage", "{}", "[]", "{\"method\":1}", "{\"method\":\"Echo\"}", "{\"method\":\".Echo\"}", "{\"method\":\"a.\"}",
                 "{\"method\":\"a.b.C\",\"parameters\":[]}", "{\"method\":\"a.b.C\",\"parameters\":\"\"}",
                 "{\"method\":\"a.b.C\",\"bogus\":1}", "{\"method\":\"a.b.C\",\"more\":1}",
-                "{\"method\":\"a.b.C\",\"more\":true,\"oneway\":true}", "{\"method\":\"a.b.C\",\"upgrade\":true}", "",
+                "{\"method\":\"a.b.C\",\"more\":true,\"oneway\":true}", "{\"method\":\"a.b.C\",\"upgrade\":true,\"more\":true}", "",
         };
         Fixture *f = *state;
-        VarlinkStream bystander;
+        VarlinkChannel bystander;
 
-        assert_int_equal(attach(f, &bystander), 0);
+        assert_int_equal(rig_attach(&f->rig, &bystander), 0);
         for (size_t i = 0; i < ELEMENTSOF(calls); i++) {
                 _cleanup_free_ char *reply = NULL;
 
@@ -225,12 +167,12 @@ static void closes_on_violations_of_the_protocol(void **state) {
                 reply = next_reply(f);
                 if (!streq_ptr(reply, "closed"))
                         fail_msg("%s: %s", calls[i], reply ?: "nothing");
-                varlink_stream_done(&f->peer);
-                assert_int_equal(attach(f, &f->peer), 0);
+                varlink_channel_done(&f->rig.peer);
+                assert_int_equal(rig_attach(&f->rig, &f->rig.peer), 0);
         }
         /* and nobody else noticed */
-        assert_int_equal(varlink_server_n_connections(f->server), 2);
-        varlink_stream_done(&bystander);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 2);
+        varlink_channel_done(&bystander);
 }
 
 static void refuses_wrong_parameters_by_name(void **state) {
@@ -283,11 +225,11 @@ static void refuses_a_stream_without_more(void **state) {
 static void refuses_guarded_methods_to_the_unprivileged(void **state) {
         Fixture *f = *state;
 
-        varlink_server_set_authorize(f->server, refuse_all, NULL);
+        varlink_server_set_authorize(f->rig.server, refuse_all, NULL);
         send_text(f, "{\"method\":\"org.example.test.Guarded\"}");
         assert_reply(f, "{\"error\":\"org.varlink.service.PermissionDenied\",\"parameters\":{}}");
         /* by default we are our own user */
-        varlink_server_set_authorize(f->server, NULL, NULL);
+        varlink_server_set_authorize(f->rig.server, NULL, NULL);
         send_text(f, "{\"method\":\"org.example.test.Guarded\"}");
         assert_reply(f, "{\"error\":\"io.systemd.System\",\"parameters\":{\"origin\":\"linux\",\"errno\":125,\"errnoName\":\"ECANCELED\"}}");
 }
@@ -296,9 +238,9 @@ static void refuses_what_is_no_interface(void **state) {
         static const VarlinkMethod bogus[] = { { "Bogus", echo, 0 }, {} };
         Fixture *f = *state;
 
-        assert_int_equal(varlink_server_add_interface(f->server, "interface x", methods, f), -EINVAL);
-        assert_int_equal(varlink_server_add_interface(f->server, "interface x.y", bogus, f), -EINVAL);
-        assert_int_equal(varlink_server_add_interface(f->server, text, methods, f), -EEXIST);
+        assert_int_equal(varlink_server_add_interface(f->rig.server, "interface x", methods, f), -EINVAL);
+        assert_int_equal(varlink_server_add_interface(f->rig.server, "interface x.y", bogus, f), -EINVAL);
+        assert_int_equal(varlink_server_add_interface(f->rig.server, text, methods, f), -EEXIST);
 }
 
 static void tells_errors(void **state) {
@@ -373,7 +315,7 @@ static void answers_pipelined_calls_in_order(void **state) {
 
         for (unsigned i = 100; i < 400; i++)
                 n += (size_t) sprintf(calls + n, call, i) + 1;
-        send_bytes(f, calls, n);
+        rig_send_bytes(&f->rig.peer, calls, n);
         for (unsigned i = 100; i < 400; i++) {
                 (void) snprintf(expected, sizeof(expected), "{\"parameters\":{\"text\":\"p\",\"number\":%u}}", i);
                 assert_reply(f, expected);
@@ -404,11 +346,11 @@ static void tells_who_waits_that_the_client_is_gone(void **state) {
         Fixture *f = *state;
 
         send_text(f, "{\"method\":\"org.example.test.Later\",\"parameters\":{\"text\":\"1\"}}");
-        pump(f);
-        varlink_stream_done(&f->peer);
-        pump(f);
+        rig_pump(&f->rig);
+        varlink_channel_done(&f->rig.peer);
+        rig_pump(&f->rig);
         assert_int_equal(f->closed, 1);
-        assert_int_equal(varlink_server_n_connections(f->server), 0);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 0);
         assert_int_equal(varlink_call_reply(f->later[0], NULL), -ENOTCONN);
 }
 
@@ -417,7 +359,7 @@ static void answers_whoever_has_shut_down_his_sending_side(void **state) {
 
         send_text(f, "{\"method\":\"org.example.test.Later\",\"parameters\":{\"text\":\"1\"}}");
         send_text(f, "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"2\"}}");
-        assert_int_equal(shutdown(f->peer.fd, SHUT_WR), 0);
+        assert_int_equal(shutdown(f->rig.peer.fd, SHUT_WR), 0);
         assert_no_reply(f);
         assert_int_equal(varlink_call_reply(f->later[0], varlink_call_parameters(f->later[0])), 0);
         assert_reply(f, "{\"parameters\":{\"text\":\"1\"}}");
@@ -429,8 +371,8 @@ static void survives_its_end_while_a_call_is_held(void **state) {
         Fixture *f = *state;
 
         send_text(f, "{\"method\":\"org.example.test.Later\",\"parameters\":{\"text\":\"1\"}}");
-        pump(f);
-        f->server = varlink_server_free(f->server);
+        rig_pump(&f->rig);
+        f->rig.server = varlink_server_free(f->rig.server);
         assert_int_equal(f->closed, 1);
         assert_int_equal(varlink_call_reply(f->later[0], NULL), -ENOTCONN);
 }
@@ -451,10 +393,10 @@ static void passes_descriptors_both_ways(void **state) {
         assert_reply(f, "{\"error\":\"org.varlink.service.InvalidParameter\",\"parameters\":{\"parameter\":\"fileDescriptorIndex\"}}");
 
         assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
-        assert_int_equal(send_with_fds(f->peer.fd, call, sizeof(call), fds, 1), sizeof(call));
-        pump(f);
-        assert_int_equal(varlink_stream_read(&f->peer), 1);
-        assert_int_equal(varlink_stream_next(&f->peer, &m), 1);
+        assert_int_equal(send_with_fds(f->rig.peer.fd, call, sizeof(call), fds, 1), sizeof(call));
+        rig_pump(&f->rig);
+        assert_int_equal(varlink_channel_read(&f->rig.peer), 1);
+        assert_int_equal(varlink_channel_next(&f->rig.peer, &m), 1);
         assert_int_equal(m.n_fds, 1);
         taken = varlink_message_take_fd(&m, 0);
         assert_int_equal(inode(taken), inode(fds[0]));
@@ -471,26 +413,58 @@ static void stops_listening_to_who_does_not_read(void **state) {
         Fixture *f = *state;
         bool stopped = false;
 
-        varlink_server_set_limits(f->server, &limits);
+        varlink_server_set_limits(f->rig.server, &limits);
         for (unsigned i = 0; i < 100000 && !stopped; i++) {
-                stopped = send_with_fds(f->peer.fd, call, sizeof(call), NULL, 0) != sizeof(call);
+                stopped = send_with_fds(f->rig.peer.fd, call, sizeof(call), NULL, 0) != sizeof(call);
                 if (i % 16 == 0 || stopped)
-                        pump(f);
+                        rig_pump(&f->rig);
         }
         assert_true(stopped);
         /* and is dropped after a while */
-        for (unsigned i = 0; i < 100 && varlink_server_n_connections(f->server) > 0; i++)
-                assert_true(sd_event_run(f->event, 100 * USEC_PER_MSEC) >= 0);
-        assert_int_equal(varlink_server_n_connections(f->server), 0);
+        for (unsigned i = 0; i < 100 && varlink_server_n_connections(f->rig.server) > 0; i++)
+                assert_true(sd_event_run(f->rig.event, 100 * USEC_PER_MSEC) >= 0);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 0);
+}
+
+/* Thousands may do that, who need no right for it: so it is little that is kept for one of them. */
+static void keeps_little_for_who_does_not_read(void **state) {
+        static const char call[] = "{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"org.example.test\"}}";
+        Fixture *f = *state;
+
+        for (unsigned i = 0; i < 100000 && send_with_fds(f->rig.peer.fd, call, sizeof(call), NULL, 0) == sizeof(call); i++)
+                rig_pump(&f->rig);
+        assert_non_null(f->rig.server->connections);
+        assert_true(f->rig.server->connections->channel.out_size > 0);
+        assert_true(f->rig.server->connections->channel.out_size < KIB(128));
+}
+
+static void refuses_a_call_beyond_the_limit_of_calls(void **state) {
+        static const VarlinkLimits limits = { .call_size = 128 };
+        char call[256];
+        Fixture *f = *state;
+        VarlinkChannel peer;
+
+        varlink_server_set_limits(f->rig.server, &limits);
+        assert_int_equal(rig_attach(&f->rig, &peer), 0);
+        rig_send(&peer, "{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"org.example.test\"}}");
+        {
+                _cleanup_free_ char *reply = rig_receive(&f->rig, &peer);
+                assert_non_null(strstr(reply, "description"));
+                assert_true(strlen(reply) > limits.call_size);
+        }
+        memset(call, ' ', sizeof(call));
+        rig_send_bytes(&peer, call, sizeof(call));
+        assert_next(&f->rig, &peer, "closed");
+        varlink_channel_done(&peer);
 }
 
 static void bounds_a_stream_nobody_reads(void **state) {
         static const VarlinkLimits limits = { .write_queue = KIB(4) };
         Fixture *f = *state;
 
-        varlink_server_set_limits(f->server, &limits);
+        varlink_server_set_limits(f->rig.server, &limits);
         send_text(f, "{\"method\":\"org.example.test.Stream\",\"more\":true,\"parameters\":{\"count\":1000000}}");
-        pump(f);
+        rig_pump(&f->rig);
         for (;;) {
                 _cleanup_free_ char *reply = next_reply(f);
                 assert_non_null(reply);
@@ -506,26 +480,26 @@ static void drops_who_does_not_finish_a_message(void **state) {
         Fixture *f = *state;
         uint64_t begin = now_usec();
 
-        varlink_server_set_limits(f->server, &limits);
-        send_bytes(f, "{", 1);
+        varlink_server_set_limits(f->rig.server, &limits);
+        rig_send_bytes(&f->rig.peer, "{", 1);
         /* A byte now and then does not help */
-        while (varlink_server_n_connections(f->server) > 0 && now_usec() - begin < 10 * USEC_PER_SEC) {
-                (void) send_with_fds(f->peer.fd, " ", 1, NULL, 0);
-                assert_true(sd_event_run(f->event, 5 * USEC_PER_MSEC) >= 0);
+        while (varlink_server_n_connections(f->rig.server) > 0 && now_usec() - begin < 60 * USEC_PER_SEC) {
+                (void) send_with_fds(f->rig.peer.fd, " ", 1, NULL, 0);
+                assert_true(sd_event_run(f->rig.event, 5 * USEC_PER_MSEC) >= 0);
         }
-        assert_int_equal(varlink_server_n_connections(f->server), 0);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 0);
 }
 
 static void lets_the_idle_be(void **state) {
         static const VarlinkLimits limits = { .timeout_usec = 10 * USEC_PER_MSEC };
         Fixture *f = *state;
 
-        varlink_server_set_limits(f->server, &limits);
+        varlink_server_set_limits(f->rig.server, &limits);
         send_text(f, "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"a\"}}");
         assert_reply(f, "{\"parameters\":{\"text\":\"a\"}}");
         for (unsigned i = 0; i < 5; i++)
-                assert_true(sd_event_run(f->event, 10 * USEC_PER_MSEC) >= 0);
-        assert_int_equal(varlink_server_n_connections(f->server), 1);
+                assert_true(sd_event_run(f->rig.event, 10 * USEC_PER_MSEC) >= 0);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 1);
 }
 
 static void refuses_a_message_beyond_the_limit(void **state) {
@@ -533,11 +507,11 @@ static void refuses_a_message_beyond_the_limit(void **state) {
         _cleanup_free_ char *big = malloc(KIB(64));
 
         memset(big, ' ', KIB(64));
-        for (unsigned i = 0; i < 64 && varlink_server_n_connections(f->server) > 0; i++) {
-                (void) send_with_fds(f->peer.fd, big, KIB(64), NULL, 0);
-                pump(f);
+        for (unsigned i = 0; i < 64 && varlink_server_n_connections(f->rig.server) > 0; i++) {
+                (void) send_with_fds(f->rig.peer.fd, big, KIB(64), NULL, 0);
+                rig_pump(&f->rig);
         }
-        assert_int_equal(varlink_server_n_connections(f->server), 0);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 0);
 }
 
 /* Not even the error fits: the connection ends, and nothing of the call is left behind. */
@@ -545,41 +519,41 @@ static void ends_where_no_answer_fits(void **state) {
         static const char call[] = "{\"method\":\"org.varlink.service.GetInfo\"}", kept[] = "{\"method\":\"org.example.test.Keep\"}";
         static const VarlinkLimits limits = { .message_size = 64 };
         Fixture *f = *state;
-        VarlinkStream peer;
+        VarlinkChannel peer;
 
-        varlink_server_set_limits(f->server, &limits);
-        assert_int_equal(attach(f, &peer), 0);
+        varlink_server_set_limits(f->rig.server, &limits);
+        assert_int_equal(rig_attach(&f->rig, &peer), 0);
         assert_int_equal(send_with_fds(peer.fd, call, sizeof(call), NULL, 0), sizeof(call));
-        pump(f);
-        assert_int_equal(varlink_server_n_connections(f->server), 1);
-        varlink_stream_done(&peer);
+        rig_pump(&f->rig);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 1);
+        varlink_channel_done(&peer);
 
         /* The same where the call was kept for later, and is given up. */
-        assert_int_equal(attach(f, &peer), 0);
+        assert_int_equal(rig_attach(&f->rig, &peer), 0);
         assert_int_equal(send_with_fds(peer.fd, kept, sizeof(kept), NULL, 0), sizeof(kept));
-        pump(f);
+        rig_pump(&f->rig);
         assert_int_equal(f->n_later, 1);
         (void) varlink_call_unref(f->later[--f->n_later]);
-        pump(f);
-        assert_int_equal(varlink_server_n_connections(f->server), 1);
-        varlink_stream_done(&peer);
+        rig_pump(&f->rig);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 1);
+        varlink_channel_done(&peer);
 }
 
 static void bounds_connections(void **state) {
         static const VarlinkLimits limits = { .connections_per_uid = 3 };
         Fixture *f = *state;
-        VarlinkStream peers[3];
+        VarlinkChannel peers[3];
 
-        varlink_server_set_limits(f->server, &limits);
-        assert_int_equal(attach(f, &peers[0]), 0);
-        assert_int_equal(attach(f, &peers[1]), 0);
-        assert_int_equal(attach(f, &peers[2]), -EMFILE);
-        varlink_stream_done(&peers[0]);
-        pump(f);
-        varlink_stream_done(&peers[2]);
-        assert_int_equal(attach(f, &peers[2]), 0);
-        varlink_stream_done(&peers[1]);
-        varlink_stream_done(&peers[2]);
+        varlink_server_set_limits(f->rig.server, &limits);
+        assert_int_equal(rig_attach(&f->rig, &peers[0]), 0);
+        assert_int_equal(rig_attach(&f->rig, &peers[1]), 0);
+        assert_int_equal(rig_attach(&f->rig, &peers[2]), -EMFILE);
+        varlink_channel_done(&peers[0]);
+        rig_pump(&f->rig);
+        varlink_channel_done(&peers[2]);
+        assert_int_equal(rig_attach(&f->rig, &peers[2]), 0);
+        varlink_channel_done(&peers[1]);
+        varlink_channel_done(&peers[2]);
 }
 
 static void accepts_on_a_listening_socket(void **state) {
@@ -592,14 +566,95 @@ static void accepts_on_a_listening_socket(void **state) {
         assert_int_equal(bind(fd, (struct sockaddr *) &address, sizeof(sa_family_t)), 0);
         assert_int_equal(listen(fd, 5), 0);
         assert_int_equal(getsockname(fd, (struct sockaddr *) &address, &size), 0);
-        assert_int_equal(varlink_server_listen_fd(f->server, fd), 0);
+        assert_int_equal(varlink_server_listen_fd(f->rig.server, fd), 0);
 
         peer = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         assert_int_equal(connect(peer, (struct sockaddr *) &address, size), 0);
-        varlink_stream_done(&f->peer);
-        assert_int_equal(varlink_stream_open(&f->peer, peer), 0);
+        varlink_channel_done(&f->rig.peer);
+        assert_int_equal(varlink_channel_open(&f->rig.peer, peer), 0);
         send_text(f, "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"a\"}}");
         assert_reply(f, "{\"parameters\":{\"text\":\"a\"}}");
+}
+
+/* Two peers' bytes come in turns. */
+static void keeps_interleaved_peers_apart(void **state) {
+        static const char a[] = "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"a\"}}",
+                          b[] = "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"b\"}}";
+        Fixture *f = *state;
+        VarlinkChannel other;
+
+        assert_int_equal(rig_attach(&f->rig, &other), 0);
+        for (size_t i = 0; i < sizeof(a); i++) {
+                rig_send_bytes(&f->rig.peer, a + i, 1);
+                rig_send_bytes(&other, b + i, 1);
+                rig_pump(&f->rig);
+        }
+        assert_reply(f, "{\"parameters\":{\"text\":\"a\"}}");
+        assert_next(&f->rig, &other, "{\"parameters\":{\"text\":\"b\"}}");
+        varlink_channel_done(&other);
+}
+
+/* Hundreds that say half a call, and hundreds that call and never read: one who does both is answered at once. */
+static void serves_on_beside_the_stalled(void **state) {
+        static const char half[] = "{\"method\":\"org.varlink.service.GetInfo\"";
+        static const char call[] = "{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"org.example.test\"}}";
+        Fixture *f = *state;
+        VarlinkChannel peers[400];
+
+        for (size_t i = 0; i < ELEMENTSOF(peers); i++) {
+                assert_int_equal(rig_attach(&f->rig, &peers[i]), 0);
+                if (i % 2)
+                        rig_send_bytes(&peers[i], half, strlen(half));
+                else
+                        for (unsigned k = 0; k < 20; k++)
+                                (void) send_with_fds(peers[i].fd, call, sizeof(call), NULL, 0);
+        }
+        rig_pump(&f->rig);
+        send_text(f, "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"a\"}}");
+        assert_reply(f, "{\"parameters\":{\"text\":\"a\"}}");
+        assert_int_equal(varlink_server_n_connections(f->rig.server), ELEMENTSOF(peers) + 1);
+        for (size_t i = 0; i < ELEMENTSOF(peers); i++)
+                varlink_channel_done(&peers[i]);
+        rig_pump(&f->rig);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 1);
+}
+
+/* A flood through the listening socket: who is too many is thrown out, who was there is served, and who comes later, too. */
+static void survives_a_flood_of_connections(void **state) {
+        static const VarlinkLimits limits = { .connections = 50 };
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        socklen_t size = sizeof(address);
+        Fixture *f = *state;
+        VarlinkChannel peers[300];
+        unsigned open = 0;
+        int fd;
+
+        varlink_server_set_limits(f->rig.server, &limits);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(bind(fd, (struct sockaddr *) &address, sizeof(sa_family_t)), 0);
+        assert_int_equal(listen(fd, ELEMENTSOF(peers)), 0);
+        assert_int_equal(getsockname(fd, (struct sockaddr *) &address, &size), 0);
+        assert_int_equal(varlink_server_listen_fd(f->rig.server, fd), 0);
+
+        for (size_t i = 0; i < ELEMENTSOF(peers); i++) {
+                fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                assert_int_equal(connect(fd, (struct sockaddr *) &address, size), 0);
+                assert_int_equal(varlink_channel_open(&peers[i], fd), 0);
+        }
+        rig_pump(&f->rig);
+        assert_int_equal(varlink_server_n_connections(f->rig.server), 50);
+        send_text(f, "{\"method\":\"org.example.test.Echo\",\"parameters\":{\"text\":\"a\"}}");
+        assert_reply(f, "{\"parameters\":{\"text\":\"a\"}}");
+        for (size_t i = 0; i < ELEMENTSOF(peers); i++) {
+                _cleanup_free_ char *closed = rig_receive(&f->rig, &peers[i]);
+                open += closed == NULL;
+        }
+        assert_int_equal(open, 49);
+        for (size_t i = 0; i < ELEMENTSOF(peers); i++)
+                varlink_channel_done(&peers[i]);
+        rig_pump(&f->rig);
+        assert_int_equal(rig_attach(&f->rig, &peers[0]), 0);
+        varlink_channel_done(&peers[0]);
 }
 
 int main(void) {
@@ -625,11 +680,16 @@ int main(void) {
                 test(survives_its_end_while_a_call_is_held),
                 test(passes_descriptors_both_ways),
                 test(stops_listening_to_who_does_not_read),
+                test(keeps_little_for_who_does_not_read),
+                test(refuses_a_call_beyond_the_limit_of_calls),
                 test(bounds_a_stream_nobody_reads),
                 test(drops_who_does_not_finish_a_message),
                 test(lets_the_idle_be),
                 test(ends_where_no_answer_fits),
                 test(bounds_connections),
+                test(survives_a_flood_of_connections),
+                test(serves_on_beside_the_stalled),
+                test(keeps_interleaved_peers_apart),
                 test(accepts_on_a_listening_socket),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 
 #include "virtio-rig.h"
 
@@ -297,7 +298,7 @@ static void a_broken_ring_asks_for_a_reset_and_is_well_after_it(void **state) {
 
         assert_int_equal(rig_drive(rig), 15);
         rig_submit(rig, 0, 1, 0xFFFFFFFFFFFF0000, 64);
-        for (unsigned i = 0; !(status(rig) & VIRTIO_CONFIG_S_NEEDS_RESET) && i < 5000; i++)
+        for (unsigned i = 0; !(status(rig) & VIRTIO_CONFIG_S_NEEDS_RESET) && i < 60000; i++)
                 (void) usleep(1000);
         assert_true(status(rig) & VIRTIO_CONFIG_S_NEEDS_RESET);
         assert_int_equal(rig->n_broken, 1);
@@ -349,6 +350,11 @@ static void a_disk_shows_its_configuration(void **state) {
         uint32_t generation;
         Rig rig;
 
+        if (syscall(SYS_io_uring_setup, 0, NULL) < 0 && errno == ENOSYS) {
+                /* What cmocka makes of skip() is a failure to meson. */
+                print_message("# skipped: a_disk_shows_its_configuration: no helper serves a disk without io_uring, as under qemu-user\n");
+                return;
+        }
         rig_new(&rig, VIRTIO_ID_BLOCK, 1);
         (void) snprintf(image, sizeof(image), "%s/image", rig.directory);
         (void) snprintf(option, sizeof(option), "--path=%s", image);

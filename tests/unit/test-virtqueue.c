@@ -259,7 +259,7 @@ static void refuses_a_chain_that_was_not_shown_as_used_yet(void **state) {
         pop_refuses(f);
 }
 
-static void refuses_a_log_for_another_size_of_queue(void **state) {
+static void refuses_a_log_that_is_too_small_or_of_another_kind(void **state) {
         Fixture *f = *state;
         QueueRegionSplit *log = (QueueRegionSplit *) (void *) f->log;
 
@@ -267,11 +267,11 @@ static void refuses_a_log_for_another_size_of_queue(void **state) {
         f->setup.log_num = NUM / 2;
         assert_int_equal(virtqueue_new(&f->memory, &f->setup, &f->q), -EBADMSG);
         f->setup.log_num = NUM;
-        log->version = 1;
-        log->desc_num = NUM / 2;
-        assert_int_equal(virtqueue_new(&f->memory, &f->setup, &f->q), -EBADMSG);
         log->desc_num = NUM;
         log->version = 2;
+        assert_int_equal(virtqueue_new(&f->memory, &f->setup, &f->q), -EBADMSG);
+        log->version = 1;
+        log->features = 1;
         assert_int_equal(virtqueue_new(&f->memory, &f->setup, &f->q), -EBADMSG);
 }
 
@@ -438,6 +438,80 @@ static void asks_for_kicks_only_when_it_waits(void **state) {
         assert_int_equal(f->used->flags, 0);
 }
 
+static void asks_for_kicks_beyond_what_lies_ready(void **state) {
+        Fixture *f = *state;
+        uint16_t *avail_event;
+
+        open_queue(f);
+        avail_event = (uint16_t *) (void *) &f->used->ring[NUM];
+        offer(f, 0);
+        offer(f, 1);
+        assert_int_equal(virtqueue_offered(f->q), 2);
+        assert_false(virtqueue_want_kicks_beyond(f->q, 2));
+        assert_int_equal(*avail_event, 2);
+        offer(f, 2);
+        assert_true(virtqueue_want_kicks_beyond(f->q, 2));
+        /* The index wraps. */
+        f->avail->idx = UINT16_MAX;
+        assert_false(virtqueue_want_kicks_beyond(f->q, UINT16_MAX));
+        f->avail->idx = 0;
+        assert_true(virtqueue_want_kicks_beyond(f->q, UINT16_MAX));
+
+        f->setup.event_idx = false;
+        open_queue(f);
+        virtqueue_suppress_kicks(f->q);
+        assert_false(virtqueue_want_kicks_beyond(f->q, 0));
+        assert_int_equal(f->used->flags, 0);
+}
+
+/* Serving */
+
+typedef struct Work {
+        unsigned todo, done;
+} Work;
+
+static bool has_work(void *userdata) {
+        const Work *w = userdata;
+
+        return w->todo > 0;
+}
+
+static uint32_t work(VirtqueueChain *chain, void *userdata) {
+        Work *w = userdata;
+
+        assert_int_equal(chain->n_readable, 1);
+        w->todo -= w->todo > 0;
+        return ++w->done;
+}
+
+static void serves_what_is_wanted_and_no_more_at_once(void **state) {
+        static const VirtqueueServer some = { .wanted = has_work, .serve = work, .max = 3 }, all = { .serve = work, .max = 3 };
+        Fixture *f = *state;
+        Work w = { .todo = 5 };
+
+        f->setup.event_idx = false;
+        open_queue(f);
+        for (uint16_t i = 0; i < 7; i++) {
+                desc(f, i, GUEST + BUFFERS, 16, 0, 0);
+                offer(f, i);
+        }
+        assert_int_equal(virtqueue_serve(f->q, &f->chain, &some, &w), 1);
+        assert_int_equal(w.done, 3);
+        assert_int_equal(f->used->idx, 3);
+        assert_int_equal(f->used->ring[2].len, 3);
+        assert_int_equal(f->used->flags, 0); /* a kick would be heard */
+        assert_int_equal(virtqueue_serve(f->q, &f->chain, &some, &w), 0);
+        assert_int_equal(w.done, 5);
+        /* Nothing is wanted of the two that are left, and so no kick. */
+        assert_int_equal(f->used->flags, VRING_USED_F_NO_NOTIFY);
+        assert_int_equal(virtqueue_serve(f->q, &f->chain, &all, &w), 0);
+        assert_int_equal(w.done, 7);
+        assert_int_equal(f->used->flags, 0);
+        offer(f, 7 + NUM);
+        assert_int_equal(virtqueue_serve(f->q, &f->chain, &all, &w), -EBADMSG);
+        assert_int_equal(w.done, 7);
+}
+
 /* The log */
 
 static QueueRegionSplit *with_log(Fixture *f) {
@@ -507,6 +581,48 @@ static void a_successor_takes_what_was_in_flight_then_what_is_new(void **state) 
         assert_int_equal(f->used->idx, 4);
 }
 
+static void a_chain_that_was_not_taken_after_all_comes_again(void **state) {
+        Fixture *f = *state;
+        QueueRegionSplit *log = with_log(f);
+        VirtqueueChain second = {};
+
+        open_queue(f);
+        for (uint16_t i = 0; i < 4; i++)
+                desc(f, i, GUEST + BUFFERS, 16, VRING_DESC_F_WRITE, 0);
+        offer(f, 2);
+        offer(f, 0);
+        assert_int_equal(virtqueue_pop(f->q, &f->chain), 1);
+        assert_int_equal(virtqueue_pop(f->q, &second), 1);
+        virtqueue_unpop(f->q, &second);
+        assert_int_equal(virtqueue_in_flight(f->q), 1);
+        assert_int_equal(virtqueue_base(f->q), 1);
+        assert_int_equal(log->desc[0].inflight, 0);
+        assert_int_equal(log->desc[2].inflight, 1);
+
+        /* The same with those of the log, and one that is new behind them. */
+        offer(f, 3);
+        f->setup.base = f->used->idx;
+        open_queue(f);
+        assert_int_equal(virtqueue_pop(f->q, &f->chain), 1);
+        assert_int_equal(f->chain.head, 2);
+        assert_int_equal(virtqueue_pop(f->q, &second), 1);
+        assert_int_equal(second.head, 0);
+        virtqueue_unpop(f->q, &second);
+        virtqueue_unpop(f->q, &f->chain);
+        assert_int_equal(virtqueue_in_flight(f->q), 0);
+        assert_int_equal(log->desc[2].inflight, 1);
+        for (unsigned i = 0; i < 3; i++) {
+                static const uint16_t heads[] = { 2, 0, 3 };
+                assert_int_equal(virtqueue_pop(f->q, &f->chain), 1);
+                assert_int_equal(f->chain.head, heads[i]);
+                virtqueue_push(f->q, &f->chain, 0);
+        }
+        virtqueue_notify(f->q);
+        assert_int_equal(virtqueue_pop(f->q, &f->chain), 0);
+        assert_int_equal(f->used->idx, 3);
+        virtqueue_chain_done(&second);
+}
+
 static void a_log_whose_batch_list_loops_is_survived(void **state) {
         Fixture *f = *state;
         QueueRegionSplit *log = with_log(f);
@@ -538,6 +654,27 @@ static void a_log_from_before_the_driver_reset_the_ring_is_forgotten(void **stat
         open_queue(f);
         assert_int_equal(virtqueue_pop(f->q, &f->chain), 0);
         assert_int_equal(virtqueue_base(f->q), 0);
+}
+
+/* Firmware made the queue smaller than the operating system does now. */
+static void a_log_of_another_size_of_queue_is_begun_anew(void **state) {
+        Fixture *f = *state;
+        QueueRegionSplit *log = with_log(f);
+
+        log->version = 1;
+        log->desc_num = NUM / 2;
+        log->used_idx = 3;
+        log->last_batch_head = 7;
+        log->desc[2].inflight = 1;
+        open_queue(f);
+        assert_int_equal(log->desc_num, NUM);
+        assert_int_equal(log->used_idx, 0);
+        assert_int_equal(log->desc[2].inflight, 0);
+        assert_int_equal(virtqueue_pop(f->q, &f->chain), 0);
+        desc(f, 1, GUEST + BUFFERS, 8, VRING_DESC_F_WRITE, 0);
+        offer(f, 1);
+        assert_int_equal(virtqueue_pop(f->q, &f->chain), 1);
+        assert_int_equal(log->desc[1].inflight, 1);
 }
 
 static void cursors_never_leave_their_buffers(void **state) {
@@ -579,7 +716,7 @@ int main(void) {
                 with_fixture(refuses_more_entries_than_the_ring_has),
                 with_fixture(refuses_a_chain_that_is_still_in_use),
                 with_fixture(refuses_a_chain_that_was_not_shown_as_used_yet),
-                with_fixture(refuses_a_log_for_another_size_of_queue),
+                with_fixture(refuses_a_log_that_is_too_small_or_of_another_kind),
                 with_fixture(hands_a_chain_out_as_cursors),
                 with_fixture(a_buffer_may_cross_from_one_region_to_the_next),
                 with_fixture(normal_descriptors_may_come_before_an_indirect_one),
@@ -589,10 +726,14 @@ int main(void) {
                 with_fixture(signals_as_the_event_index_asks),
                 with_fixture(signals_as_the_flag_asks_without_event_index),
                 with_fixture(asks_for_kicks_only_when_it_waits),
+                with_fixture(asks_for_kicks_beyond_what_lies_ready),
+                with_fixture(serves_what_is_wanted_and_no_more_at_once),
                 with_fixture(logs_what_is_in_flight),
                 with_fixture(a_successor_takes_what_was_in_flight_then_what_is_new),
+                with_fixture(a_chain_that_was_not_taken_after_all_comes_again),
                 with_fixture(a_log_whose_batch_list_loops_is_survived),
                 with_fixture(a_log_from_before_the_driver_reset_the_ring_is_forgotten),
+                with_fixture(a_log_of_another_size_of_queue_is_begun_anew),
                 cmocka_unit_test(cursors_never_leave_their_buffers),
         };
 

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "cpu-check.h"
 #include "cpuid.h"
 
 #define INDEX KVM_CPUID_FLAG_SIGNIFCANT_INDEX
@@ -174,9 +175,81 @@ static void holds_fields_within_their_bits_for_many_vcpus(void **state) {
         free(c);
 }
 
+/* --- a snapshot's processor and this one --- */
+
+static void expect_no_fit(const struct kvm_cpuid_entry2 *then, const struct kvm_cpuid_entry2 *now, size_t n, const char *word) {
+        char *message = NULL;
+        int r;
+
+        r = x86_cpu_check(then, n, now, n, &message);
+        if (r != -EXDEV || !message || !strstr(message, word))
+                fail_msg("%d, %s; expected %s", r, message ?: "nothing", word);
+        free(message);
+}
+
+static void a_processor_of_another_vendor_does_not_fit(void **state) {
+        char *message = NULL;
+
+        assert_int_equal(x86_cpu_check(intel, ELEMENTSOF(intel), amd, ELEMENTSOF(amd), &message), -EXDEV);
+        assert_non_null(strstr(message, "GenuineIntel"));
+        assert_non_null(strstr(message, "AuthenticAMD"));
+        free(message);
+}
+
+static void a_processor_that_lacks_a_feature_does_not_fit(void **state) {
+        struct kvm_cpuid_entry2 now[ELEMENTSOF(intel)];
+
+        memcpy(now, intel, sizeof(intel));
+        now[1].ecx &= ~(UINT32_C(1) << 28);
+        expect_no_fit(intel, now, ELEMENTSOF(intel), "avx (CPUID 0x1.0, ecx bit 28)");
+        memcpy(now, intel, sizeof(intel));
+        now[1].edx &= ~(UINT32_C(1) << 25);
+        expect_no_fit(intel, now, ELEMENTSOF(intel), "edx bit 25");
+}
+
+static void a_processor_that_has_more_fits(void **state) {
+        struct kvm_cpuid_entry2 then[ELEMENTSOF(intel)], now[ELEMENTSOF(intel)];
+
+        memcpy(then, intel, sizeof(intel));
+        memcpy(now, intel, sizeof(intel));
+        then[1].ecx &= ~(UINT32_C(1) << 28);
+        /* What a guest switches on is no feature. */
+        then[1].ecx |= UINT32_C(1) << 27;
+        now[1].ecx &= ~(UINT32_C(1) << 27);
+        assert_int_equal(x86_cpu_check(then, ELEMENTSOF(intel), now, ELEMENTSOF(intel), NULL), 0);
+}
+
+static void a_tsc_may_differ_by_what_a_calibration_does(void **state) {
+        assert_true(x86_cpu_tsc_fits(2400000, 2400000));
+        assert_true(x86_cpu_tsc_fits(2400000, 2400599));
+        assert_false(x86_cpu_tsc_fits(2400000, 2400601));
+        assert_false(x86_cpu_tsc_fits(2400000, 2100000));
+        assert_false(x86_cpu_tsc_fits(2400000, 0));
+}
+
+static void the_model_is_text(void **state) {
+        const struct kvm_cpuid_entry2 entries[] = {
+                { .function = 0x80000002, .eax = 0x20202020, .ebx = 0x20555043, .ecx = 0x20323420, .edx = 0x1b202020 },
+                { .function = 0x80000003, .eax = 0x20202020, .ebx = 0x20202020, .ecx = 0x20202020, .edx = 0x20202020 },
+                { .function = 0x80000004, .eax = 0x20202020, .ebx = 0x20202020, .ecx = 0x20202020, .edx = 0x00202020 },
+        };
+        char *model = x86_cpu_model(entries, ELEMENTSOF(entries));
+
+        assert_string_equal(model, "CPU  42    ?");
+        free(model);
+        model = x86_cpu_model(entries, 0);
+        assert_string_equal(model, "");
+        free(model);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(refuses_a_vcpu_that_is_not_there),
+                cmocka_unit_test(a_processor_of_another_vendor_does_not_fit),
+                cmocka_unit_test(a_processor_that_lacks_a_feature_does_not_fit),
+                cmocka_unit_test(a_processor_that_has_more_fits),
+                cmocka_unit_test(a_tsc_may_differ_by_what_a_calibration_does),
+                cmocka_unit_test(the_model_is_text),
                 cmocka_unit_test(takes_a_table_with_nothing_in_it),
                 cmocka_unit_test(describes_one_package_of_intel_cores),
                 cmocka_unit_test(describes_one_package_of_amd_cores),

@@ -13,6 +13,7 @@
 
 #include "acpi.h"
 #include "layout.h"
+#include "skip.h"
 #include "smbios.h"
 
 static void make_memory(GuestMemory *memory, uint64_t size) {
@@ -124,6 +125,7 @@ static void says_where_the_registers_are(void **state) {
         X86AcpiInput input = { .n_vcpus = 1, .com_mask = 0x5, .mmio64_base = GIB(64), .mmio64_size = GIB(32) };
         const uint8_t *fadt, *mcfg, *facs, *dsdt, *parameters;
         static const uint8_t region[] = { 'P', 'R', 'M', 'S', 0x00, 0x0C };
+        static const uint8_t hotplug_region[] = { 'H', 'P', 'R', 'G', 0x01, 0x0B };
         const uint8_t *found;
         GuestMemory memory;
         uint32_t length;
@@ -139,6 +141,9 @@ static void says_where_the_registers_are(void **state) {
         assert_int_equal(load_le32(fadt + 64), X86_PORT_PM1_CONTROL);
         assert_int_equal(load_le64(fadt + 152), X86_PORT_PM1_EVENT);
         assert_int_equal(load_le64(fadt + 176), X86_PORT_PM1_CONTROL);
+        assert_int_equal(load_le32(fadt + 80), X86_PORT_GPE0);
+        assert_int_equal(fadt[92], X86_PORT_GPE0_SIZE);
+        assert_int_equal(load_le64(fadt + 224), X86_PORT_GPE0);
         assert_int_equal(load_le64(fadt + 120), X86_PORT_RESET);
         assert_int_equal(fadt[128], X86_RESET_VALUE);
         /* Both buttons are fixed hardware; the machine is not hardware-reduced. */
@@ -157,6 +162,10 @@ static void says_where_the_registers_are(void **state) {
         found = memmem(dsdt, length, region, sizeof(region));
         assert_non_null(found);
         assert_int_equal(load_le32(found + sizeof(region)), X86_ACPI_PARAMETERS_ADDRESS);
+        found = memmem(dsdt, length, hotplug_region, sizeof(hotplug_region));
+        assert_non_null(found);
+        assert_int_equal(load_le16(found + sizeof(hotplug_region)), X86_PORT_HOTPLUG);
+        assert_int_equal(found[sizeof(hotplug_region) + 3], X86_PORT_HOTPLUG_SIZE);
         parameters = guest_memory_at(&memory, X86_ACPI_PARAMETERS_ADDRESS, 24);
         assert_int_equal(load_le32(parameters), 5);
         assert_int_equal(load_le64(parameters + 8), GIB(64));
@@ -196,7 +205,7 @@ static void emits_tables_that_iasl_takes(void **state) {
         uint64_t rsdp;
 
         if (!iasl)
-                skip();
+                skip_for_want_of("iasl");
         (void) snprintf(directory, sizeof(directory), "%s/test-x86-tables.XXXXXX", temporary ? temporary : "/tmp");
         assert_non_null(mkdtemp(directory));
         make_memory(&memory, MIB(2));

@@ -35,6 +35,12 @@ static void on_config(void *userdata) {
         virtio_pci_config_changed(rig->virtio);
 }
 
+static void on_lost(void *userdata) {
+        Rig *rig = userdata;
+
+        rig->n_lost++;
+}
+
 static void on_broken(void *userdata) {
         Rig *rig = userdata;
 
@@ -109,7 +115,7 @@ unsigned rig_capability(Rig *rig, uint8_t id, uint8_t virtio_type) {
 
 void rig_new(Rig *rig, uint16_t virtio_id, unsigned n_queues) {
         const VhostFrontendHandlers handlers = {
-                .state_changed = on_state, .config_changed = on_config, .broken = on_broken, .userdata = rig,
+                .state_changed = on_state, .config_changed = on_config, .broken = on_broken, .lost = on_lost, .userdata = rig,
         };
         int slot;
 
@@ -163,8 +169,11 @@ void rig_spawn(Rig *rig, const char *const *arguments) {
 
         must(argv[0]);
         (void) snprintf(option, sizeof(option), "--socket-path=%s", rig->path);
-        for (; *arguments && n < ELEMENTSOF(argv) - 2; arguments++)
+        for (; *arguments && n < ELEMENTSOF(argv) - 3; arguments++)
                 argv[n++] = *arguments;
+        /* qemu-user, by which programs of another architecture are run, has no seccomp(2), and nothing else refuses to say whether there is a filter. */
+        if (prctl(PR_GET_SECCOMP) < 0)
+                argv[n++] = "--no-sandbox";
         argv[n] = option;
         (void) unlink(rig->path);
         rig->helper = fork();

@@ -48,7 +48,7 @@ typedef struct Rig {
         pthread_t loop;
         int wake_fd, end_fd;
         atomic_bool ending;
-        atomic_uint n_states, n_config, n_broken;
+        atomic_uint n_states, n_config, n_broken, n_lost;
 } Rig;
 
 /* A front-end and its device, not connected. */
