@@ -3,9 +3,11 @@
 
 Two kinds of it, chosen by probe(): where the machine's own KVM runs stock guests, a systemd-nspawn container with the real
 /dev/kvm; elsewhere a Debian under QEMU's emulated SVM, whose kernel has a /dev/kvm of its own. A scenario cannot tell which it has.
+A host of 64-bit Arm is always emulated, with its virtualization extensions.
 
 Every step has a deadline. What misses it raises LabError, which says where the lab stood."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +21,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import tty
 
@@ -26,9 +29,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 PORTS = 6
 MARKER = b"\0LAB\0"
-BOOT_TIMEOUT = 180
+BOOT_TIMEOUT = 400
 ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LOGNAME=root",
                "TERM=linux", "LANG=C.UTF-8", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER="]
+
+
+# Those of this process, for whoever has to end them at once; no more come once `closing` is set.
+running = set()
+closing = threading.Event()
 
 
 class LabError(Exception):
@@ -49,6 +57,24 @@ def images(*names):
 
 def run_directory(name):
     return os.path.join(os.environ.get("VMM_LAB_RUN", "/tmp/vmlab-%d" % os.getuid()), name)
+
+
+PLUGINS = ("tests/unit/plugin-program", "tests/unit/plugin-functions", "tests/plugins/plugin-adder", "tests/plugins/plugin-linux",
+           "tests/bench/bench-recovery")
+
+
+def install_into(tree, build):
+    """What `meson install` installs, into a directory instead of a system."""
+    shutil.rmtree(tree, ignore_errors=True)
+    result = subprocess.run(["meson", "install", "-C", build, "--quiet", "--no-rebuild", "--destdir", tree],
+                            check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode != 0:
+        raise LabError(f"meson install failed: {result.stdout.strip()}")
+    # Programs of the tests that a scenario needs on its host, where they were built; most are plugins.
+    for path in PLUGINS:
+        if os.path.exists(os.path.join(build, path)):
+            os.makedirs(os.path.join(tree, "usr/lib/vmm-lab-plugins"), exist_ok=True)
+            shutil.copy2(os.path.join(build, path), os.path.join(tree, "usr/lib/vmm-lab-plugins"))
 
 
 def probe():
@@ -91,8 +117,10 @@ class Lab:
         return KINDS[settings["kind"]](name, settings)
 
     @staticmethod
-    def start(name="default", kind=None, release="bookworm", memory=4096, cpus=2):
-        kind = kind or probe()[0]
+    def start(name="default", kind=None, release="bookworm", memory=4096, cpus=2, arch="x86_64"):
+        kind = kind or (probe()[0] if arch == "x86_64" else "qemu")
+        if arch != "x86_64" and (kind, release) != ("qemu", "bookworm"):
+            raise LabError(f"a host of {arch} is emulated, and Debian 12: there is no {kind} of it with {release}")
         directory = run_directory(name)
         if os.path.exists(os.path.join(directory, "lab.json")):
             lab = Lab.open(name)
@@ -100,15 +128,21 @@ class Lab:
                 raise LabError(f"lab {name} runs already")
             shutil.rmtree(directory)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        lab = KINDS[kind](name, {"kind": kind, "release": release, "memory": memory, "cpus": cpus})
+        lab = KINDS[kind](name, {"kind": kind, "release": release, "memory": memory, "cpus": cpus, "arch": arch})
         try:
-            lab.boot()
-            lab.save()
-            lab.wait_until_up()
+            lab.come_up()
         except BaseException:
             lab.destroy()
             raise
         return lab
+
+    def come_up(self):
+        if closing.is_set():
+            raise LabError("no more labs are started")
+        running.add(self)
+        self.boot()
+        self.save()
+        self.wait_until_up()
 
     def save(self):
         with open(os.path.join(self.directory, "lab.json"), "w", encoding="utf-8") as f:
@@ -121,28 +155,58 @@ class Lab:
         if status != 0:
             failed = self.run("systemctl list-units --failed --plain --no-legend", timeout=60)[1]
             say(f"the host is {state}: {failed.strip()}")
-        for _ in range(100):
+        for _ in range(600):
             if self.run("test -c /dev/kvm -a -d /srv/lab/debian12", timeout=60)[0] == 0:
                 break
             time.sleep(0.1)
         else:
             raise LabError("the host has no /dev/kvm or no images" + self.where())
-        say(f"host ({self.settings['release']}, {self.kind}) is up after {time.monotonic() - start:.0f} s, {state}")
+        say(f"host ({self.settings['release']}, {self.kind}, {self.arch}) is up after {time.monotonic() - start:.0f} s, {state}")
+
+    @property
+    def arch(self):
+        return self.settings.get("arch", "x86_64")
+
+    @property
+    def patience(self):
+        """How much longer than elsewhere everything may take, which run() and terminals see to by themselves: where each of its exits costs the emulation all that it has translated of addresses, more."""
+        return 2 if self.arch == "aarch64" else 1
+
+    @property
+    def compiler(self):
+        """For programs that run here and in guests, all linked statically."""
+        return "aarch64-linux-gnu-gcc" if self.arch == "aarch64" else "cc"
+
+    def huge_pages(self, allowed):
+        """Whether guests' memory may be of huge pages: off where single pages are counted. Nothing but an emulated host needs them."""
+
+    def runs_guests(self):
+        """Whether its /dev/kvm runs stock guests, and not only such as the kernel "tiny"."""
+        return self.kind == "qemu" or probe()[0] == "nspawn"
 
     def is_alive(self):
+        try:
+            os.waitpid(self.settings["pid"], os.WNOHANG)  # one of ours may have ended and be there still
+        except (KeyError, ChildProcessError):
+            pass
         try:
             os.kill(self.settings["pid"], 0)
         except (KeyError, ProcessLookupError):
             return False
         return True
 
+    def cpu_seconds(self):
+        """What the host's process has used of the processors so far."""
+        try:
+            with open(f"/proc/{self.settings['pid']}/stat", encoding="ascii", errors="replace") as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+        except OSError:
+            return 0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def wait_for_end(self, timeout):
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            try:
-                os.waitpid(self.settings["pid"], os.WNOHANG)
-            except ChildProcessError:
-                pass
             if not self.is_alive():
                 return True
             time.sleep(0.1)
@@ -160,6 +224,20 @@ class Lab:
         self.destroy()
         return orderly
 
+    def replace(self):
+        """Another host in the place of this one, which is not asked."""
+        tree, kept = self.settings.get("tree"), self.directory + ".tree"
+        if tree and tree.startswith(self.directory + os.sep):
+            shutil.rmtree(kept, ignore_errors=True)
+            os.rename(tree, kept)
+        self.destroy()
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        if os.path.isdir(kept):
+            os.rename(kept, tree)
+        self.come_up()
+        if tree:
+            self.install_tree(tree)
+
     def where(self):
         """The end of the host's console, for messages."""
         try:
@@ -175,7 +253,7 @@ class Lab:
         """Runs a shell command on the host; returns its exit status and what it printed, both streams together."""
         output = bytearray()
         status = self.session(f"{{ {command}\n}} 2>&1").communicate(
-            lambda _, data: output.extend(data), input=input, timeout=timeout)
+            lambda _, data: output.extend(data), input=input, timeout=timeout * self.patience)
         return status, output.decode(errors="replace")
 
     def check(self, command, timeout=60, input=None):  # pylint: disable=redefined-builtin
@@ -228,15 +306,17 @@ class Lab:
     def install(self, build, timeout=300):
         """Installs the suite from its build directory and makes the host's systemd know it."""
         tree = os.path.join(self.directory, "install")
-        shutil.rmtree(tree, ignore_errors=True)
-        result = subprocess.run(["meson", "install", "-C", build, "--quiet", "--no-rebuild", "--destdir", tree],
-                                check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if result.returncode != 0:
-            raise LabError(f"meson install failed: {result.stdout.strip()}")
+        install_into(tree, build)
+        self.install_tree(tree, timeout)
+
+    def install_tree(self, tree, timeout=300):
+        """The same of what install_into() has made."""
         self.push_tree(tree, timeout)
         self.check("systemd-sysusers && systemd-tmpfiles --create && journalctl --update-catalog && "
                    "systemctl daemon-reload", timeout)
-        shutil.rmtree(tree)
+        # For a host in its place, whoever asks for that.
+        self.settings["tree"] = tree
+        self.save()
 
 
 class Session:
@@ -286,6 +366,7 @@ class PortSession(Session):
                     os.close(lock)
                     continue
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                connection.settimeout(30)  # a host that hangs takes nothing more at some time
                 try:
                     connection.connect(path)
                 except OSError as error:
@@ -294,8 +375,14 @@ class PortSession(Session):
             time.sleep(0.1)
         raise LabError("all command channels of the lab are busy")
 
+    def gone(self, error):
+        return LabError(f"the lab ended during `{self.command}`: {error}" + self.lab.where())
+
     def send(self, kind, payload):
-        self.socket.sendall(kind + struct.pack(">I", len(payload)) + payload)
+        try:
+            self.socket.sendall(kind + struct.pack(">I", len(payload)) + payload)
+        except OSError as error:
+            raise self.gone(error) from None
 
     def close(self):
         self.socket.close()
@@ -308,9 +395,12 @@ class PortSession(Session):
 
     def receive(self):
         """Reads what has come; yields (kind, payload) of each whole frame."""
-        data = self.socket.recv(1 << 16)
+        try:
+            data = self.socket.recv(1 << 16)
+        except OSError as error:
+            raise self.gone(error) from None
         if not data:
-            raise LabError(f"the lab ended during `{self.command}`" + self.lab.where())
+            raise self.gone("it is disconnected")
         self.buffer += data
         if self.awaited:
             # What an earlier command left in the channel comes before the marker.
@@ -409,7 +499,7 @@ class Terminal:
 
     def expect(self, pattern, timeout):
         """Waits until the pattern shows; returns what came before it and the match, and forgets both."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * self.session.lab.patience
         while True:
             match = re.search(pattern, self.text)
             if match:
@@ -422,7 +512,7 @@ class Terminal:
 
     def wait(self, timeout):
         """Waits for the command's end; returns its exit status."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * self.session.lab.patience
         while self.status is None:
             self._read(deadline, "its end")
         return self.status
@@ -436,19 +526,38 @@ class QemuLab(Lab):
     def session(self, command, terminal=False):
         return PortSession(self, command, terminal)
 
+    def processor(self):
+        """Arguments of QEMU for the host's hardware, and the host kernel's for it."""
+        cpus = self.settings["cpus"]
+        if self.arch == "aarch64":
+            # Without the pointer authentication that the architecture names, which costs most of the time where it is computed; and without
+            # the registers of vectors, which KVM gives no guest that does not ask for them.
+            return (["qemu-system-aarch64", "-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on,sve=off,sme=off",
+                     "-M", "virt,virtualization=on,gic-version=3", "-smp", str(cpus)], "console=ttyAMA0")
+        # The first processor runs no guest. QEMU (7.2, and the newest still) keeps the chip set's IGNNE# in a word of its first
+        # processor, hflags2, that also holds that one's SVM state: global interrupt flag, nested paging, interrupt masking. Each XRSTOR,
+        # FXRSTOR and FLDENV of any other processor clears the bit there by a read and a write without a lock (cpu_set_fpus(),
+        # cpu_clear_ignne()). Where that meets a VMRUN, #VMEXIT or STGI of the first processor, the change of this one is undone: the
+        # host goes on under nested paging, faults, and its own registers are saved as the guest's (a triple fault, or a guest that never
+        # comes back), or it takes no interrupt any more. On a processor that never enters a guest there is nothing to undo.
+        #
+        # Without the fifth level of page tables: the emulation walks host's and guest's at each miss.
+        return (["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-M", "q35", "-smp", str(cpus + 1)],
+                f"console=ttyS0 systemd.cpu_affinity=1-{cpus}")
+
     def boot(self):
-        release = self.settings["release"]
-        host, kernel, data = images(f"host-{release}", f"lab-{release}", "data")
-        append = "console=ttyS0 quiet panic=-1 lab.root=/dev/vda mitigations=off systemd.getty_auto=no " + os.environ.get("VMM_LAB_APPEND", "")
+        suffix = "arm64" if self.arch == "aarch64" else self.settings["release"]
+        host, kernel, data = images(f"host-{suffix}", f"lab-{suffix}", "data-arm64" if self.arch == "aarch64" else "data")
+        processor, append = self.processor()
+        append += " quiet panic=-1 lab.root=/dev/vda mitigations=off systemd.getty_auto=no " + os.environ.get("VMM_LAB_APPEND", "")
         command = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35",
-            "-smp", str(self.settings["cpus"]), "-m", str(self.settings["memory"]),
+            *processor, "-m", str(self.settings["memory"]),
             "-display", "none", "-no-reboot", "-nodefaults",
             "-serial", f"file:{self.directory}/console.log",
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
             "-kernel", f"{kernel}/vmlinuz", "-initrd", f"{kernel}/initramfs.cpio", "-append", append,
             # Whatever the lab writes is thrown away with it.
-            "-drive", f"file={host},format=raw,if=virtio,snapshot=on,cache=unsafe",
+            "-drive", f"file={self.disk(host)},format=raw,if=virtio,snapshot={'off' if self.is_persistent() else 'on'},cache=unsafe",
             "-drive", f"file={data},format=raw,if=virtio,snapshot=on,cache=unsafe",
             "-device", "virtio-serial-pci,max_ports=16",
         ]
@@ -458,7 +567,7 @@ class QemuLab(Lab):
         with open(os.path.join(self.directory, "qemu.log"), "wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.settings["pid"] = process.pid
-        for _ in range(100):
+        for _ in range(600):
             if os.path.exists(os.path.join(self.directory, f"port{PORTS - 1}")):
                 return
             if process.poll() is not None:
@@ -467,6 +576,40 @@ class QemuLab(Lab):
         with open(os.path.join(self.directory, "qemu.log"), encoding="utf-8") as log:
             raise LabError(f"QEMU did not start: {log.read().strip()}")
 
+    def is_persistent(self):
+        """Whether its disk outlives QEMU, and ends only with the lab."""
+        return bool(self.settings.get("persistent"))
+
+    def disk(self, image):
+        """The image that nobody writes to; of a persistent host a copy of its own."""
+        if not self.is_persistent():
+            return image
+        path = os.path.join(self.directory, "host.img")
+        if not os.path.exists(path):
+            subprocess.run(["cp", "--sparse=always", image, path], check=True)
+        return path
+
+    def cut_power(self):
+        """Its processors stop at once, and it boots again from the same disk, on which is what its kernel had written by then: QEMU, whose memory is
+        lost with it, keeps nothing back."""
+        if not self.is_persistent():
+            raise LabError("there is no disk to boot from again")
+        os.kill(self.settings["pid"], signal.SIGKILL)
+        if not self.wait_for_end(10):
+            raise LabError("QEMU cannot be killed")
+        # By these boot() sees that the next QEMU listens.
+        for port in range(PORTS):
+            os.unlink(os.path.join(self.directory, f"port{port}"))
+        self.come_up()
+
+    def wait_until_up(self):
+        super().wait_until_up()
+        self.huge_pages(True)
+
+    def huge_pages(self, allowed):
+        """A guest that boots is nine tenths page faults, each of which costs most where all is emulated: 33,000 exits, and 6,000 so."""
+        self.check(f"echo {'within_size' if allowed else 'never'} >/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
     def request_poweroff(self):
         try:
             self.run("systemctl poweroff --no-block", timeout=30)
@@ -474,6 +617,7 @@ class QemuLab(Lab):
             pass  # it may be gone before it has answered; shutdown() sees how it ends
 
     def destroy(self):
+        running.discard(self)
         if self.is_alive():
             os.kill(self.settings["pid"], signal.SIGKILL)
             self.wait_for_end(10)
@@ -509,7 +653,8 @@ class ProcessSession(Session):
         """With a terminal, on the first use of it."""
         if self.process is None:
             self.master, slave = os.openpty()
-            self.process = subprocess.Popen(self.argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+            # Its controlling terminal, too: who asks for passwords opens /dev/tty.
+            self.process = subprocess.Popen(["setsid", "--ctty", *self.argv], stdin=slave, stdout=slave, stderr=slave)
             os.close(slave)
 
     def send(self, _, payload):
@@ -549,7 +694,7 @@ class NspawnLab(Lab):
     def leader(self):
         """The container's PID 1, as this machine numbers it."""
         pid = self.settings["pid"]
-        for _ in range(100):
+        for _ in range(600):
             try:
                 with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
                     children = f.read().split()
@@ -596,10 +741,37 @@ class NspawnLab(Lab):
             text = subprocess.run(["systemctl", "show", "-P", "MainPID", unit], check=True, text=True,
                                   stdout=subprocess.PIPE).stdout
             return int(text)
+        groups = self.settings["groups"] = self.control_groups()
+        for group in groups:
+            os.makedirs(group, exist_ok=True)
+        enter = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit; shift; done; shift; exec "$@"'
         with open(console, "wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            process = subprocess.Popen(["sh", "-c", enter, "sh", *groups, "--", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                        env={**os.environ, "UNIFIED_CGROUP_HIERARCHY": "1"})
         return process.pid
+
+    def control_groups(self):
+        """Where the container's are to be below. Two that are started from one group would share theirs: each PID 1 would take
+        the other's units for its own, and stop what is in them."""
+        own = {}
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            for line in file:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                own[controllers] = path
+        groups = []
+        with open("/proc/self/mounts", encoding="utf-8") as file:
+            for line in file:
+                _, where, kind, options = line.split()[:4]
+                hierarchy = "" if kind == "cgroup2" else "name=systemd" if kind == "cgroup" and "name=systemd" in options.split(",") else None
+                if hierarchy in own:
+                    groups.append(os.path.join(where + own.pop(hierarchy), f"vmm-lab-{self.name}"))
+        return groups
+
+    def remove_control_groups(self):
+        for group in self.settings.get("groups", ()):
+            for path, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):  # somebody is still there, and it will be taken up again with the name
+                    os.rmdir(path)
 
     def wait_until_up(self):
         # Until its PID 1 has made itself a systemd there is nobody to ask.
@@ -610,12 +782,16 @@ class NspawnLab(Lab):
             time.sleep(0.1)
         self.check("mkdir -p /run/lab && cat >/run/lab/varlink-call.py",
                    input=open(os.path.join(HERE, "host", "varlink-call.py"), "rb").read())
+        # The bound node has this machine's number for the group kvm. A node of the container's own has its: the bound one must not be
+        # changed, it is this machine's.
+        self.check("umount /dev/kvm && rm -f /dev/kvm && mknod -m 0660 /dev/kvm c 10 232 && chgrp kvm /dev/kvm")
         super().wait_until_up()
 
     def request_poweroff(self):
         os.kill(self.leader(), signal.SIGRTMIN + 4)
 
     def destroy(self):
+        running.discard(self)
         if self.is_alive():
             try:
                 os.kill(self.leader(), signal.SIGKILL)
@@ -625,6 +801,7 @@ class NspawnLab(Lab):
         for path in ("root/srv/lab", "root", "scratch"):
             subprocess.run(["umount", "-q", "--lazy", os.path.join(self.directory, path)], check=False,
                            stderr=subprocess.DEVNULL)
+        self.remove_control_groups()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

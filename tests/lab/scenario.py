@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Finds scenarios, runs them in a lab, and says how each ended: `ok NAME` or `not ok NAME: reason`."""
+"""Finds scenarios, runs them in a lab, and says how each ended: `ok NAME` or `not ok NAME: reason`. Several labs may have scenarios at
+the same time, each in a thread of its own: what is printed at once stays together."""
 
 import glob
 import importlib.util
 import os
 import sys
+import threading
 import time
 import traceback
 
 import lablib
-
-
-TRIPLE_FAULT = "The guest crashed: triple fault."
 
 
 class Failure(Exception):
@@ -19,27 +18,60 @@ class Failure(Exception):
 
 
 class Scenario:
-    def __init__(self, function, name, releases, memory, quick, arguments):
+    def __init__(self, function, name, releases, host, memory, quick, long, arguments, only_x86=None, short=False, slow=False, only_arm64=None):
         self.function = function
         self.name = name
         self.releases = releases
+        self.host = host
         self.memory = memory
         self.quick = quick
+        self.long = long
         self.arguments = arguments
+        self.only_x86 = only_x86
+        self.only_arm64 = only_arm64
+        self.short = short
+        self.slow = slow
+
+    def fits(self, release, quick=False, arch="x86_64"):
+        return release in self.releases and (self.quick or not quick) and not self.elsewhere(arch)
+
+    def elsewhere(self, arch):
+        """Why there is nothing to be seen of it on that architecture; None where there is."""
+        return self.only_arm64 if arch == "x86_64" else self.only_x86
 
 
 registered = []
 
 
-def scenario(releases=("bookworm",), memory=0, quick=True, variants=None):
-    """Registers a function as scenario. `variants` maps a suffix of the name to further arguments; `memory` is what the lab's host
-    must have, in MiB; one that is not `quick` is left out by --quick."""
+def scenario(releases=("bookworm",), host="guest", memory=0, quick=True, long=False, variants=None, only_x86=None, short=False,
+             slow=False, only_arm64=None):
+    """Registers a function as scenario. `host` is "guest" where the lab's host has to run stock guests, and "any" where machines of the
+    kernel "tiny" do: such a one is run in a container, where that is the faster host (which has no cgroup controllers). `variants` maps a
+    suffix of the name to further arguments; `memory` is what the lab's host must have, in MiB; one that is not `quick` is left out by
+    --quick; a `long` one takes some quarter of an hour where processors are emulated, and is run there only where it is named. `only_x86` is the
+    reason why there is nothing to be seen of it on 64-bit Arm, or such a reason for each suffix, `only_arm64` why it is there alone; of all others the `short` ones, or suffixes, are
+    those that `tests/run` has there unless it is told otherwise. A `slow` one takes minutes: several hosts are
+    done at the same time only when these are begun first."""
+    if host not in ("any", "guest"):
+        raise ValueError(f"a scenario's host is any or guest, not {host}")
+
     def register(function):
         name = function.__name__.replace("_", " ")
         for suffix, arguments in (variants or {"": {}}).items():
-            registered.append(Scenario(function, f"{name} {suffix}".strip(), releases, memory, quick, arguments))
+            reason = only_x86.get(suffix) if isinstance(only_x86, dict) else only_x86
+            registered.append(Scenario(function, f"{name} {suffix}".strip(), releases, host, memory, quick, long, arguments, reason,
+                                       suffix in short if isinstance(short, tuple) else short, slow, only_arm64))
         return function
     return register
+
+
+times = []  # (seconds, label) of those that passed
+printing = threading.Lock()
+
+
+def report(*lines):
+    with printing:
+        print("\n".join(lines), flush=True)
 
 
 def expect(condition, text):
@@ -50,72 +82,127 @@ def expect(condition, text):
 def find(names):
     """The scenarios of the files named (FILE or FILE:WORDS), in the order of the files; of all where none is named."""
     here = os.path.join(lablib.HERE, "scenarios")
+    if here not in sys.path:
+        sys.path.append(here)
     names = names or sorted(glob.glob(os.path.join(here, "*.py")))
     found = []
     for name in names:
         path, _, words = name.partition(":")
-        if not os.path.exists(path):
+        if not os.path.isfile(path):
             path = os.path.join(here, path.removesuffix(".py") + ".py")
         if not os.path.exists(path):
             raise lablib.LabError(f"no scenarios at {path}")
         registered.clear()
-        specification = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
+        own = os.path.basename(path)[:-3]
+        specification = importlib.util.spec_from_file_location(own, path)
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
-        found += [each for each in registered if words in each.name]
+        # Not those of a file that this one has imported something of.
+        found += [each for each in registered if words in each.name and each.function.__module__ == own]
     return found
 
 
-def call(lab, each, label):
-    """Where the processors themselves are emulated (QEMU's SVM), a guest on a busy machine is now and then lost to a triple fault while its
-    kernel starts, at no place of its own: three in some sixty boots. Whose fault that is has not been found. It is said aloud, and the
-    scenario repeated once; a second one is a failure, and so is a first one on real processors."""
+def answers(lab):
     try:
-        each.function(lab, **each.arguments)
-    except (Failure, lablib.LabError) as error:
-        if lab.kind != "qemu" or TRIPLE_FAULT not in str(error):
-            raise
-        print(f"# TRIPLE FAULT, so repeated once: {label}", flush=True)
-        each.function(lab, **each.arguments)
+        return lab.is_alive() and lab.run("true", timeout=60)[0] == 0
+    except (lablib.LabError, OSError):
+        return False
 
 
-def run_one(lab, each):
+def label_of(lab, each):
+    return f"{each.name} [{lab.settings['release']}, {lab.kind if lab.arch == 'x86_64' else lab.arch}]"
+
+
+class Repeats:
+    """Where the processors themselves are emulated, guests stall now and then, end by a triple fault, or take their whole host along, whoever their
+    supervisor is. Such a scenario is repeated once, said aloud with all that is known, and again at the end of the run: whoever reads it
+    decides whether that was the emulation. What fails twice has failed, and so has everything beyond so many of them, since the
+    emulation was never that bad. Nothing is ever repeated in containers, or where it takes as long as a `long` one."""
+
+    MAX = 4
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.seen = []
+
+    def forgive(self, lab, text):
+        """Whether what went wrong there is only said, and not counted."""
+        with self.lock:
+            if lab.kind != "qemu" or len(self.seen) >= self.MAX:
+                return False
+            self.seen.append(text)
+            return True
+
+    def summary(self):
+        with self.lock:
+            return [f"FAILED AT FIRST: {text}" for text in self.seen]
+
+
+repeats = Repeats()
+
+
+def first_line(text):
+    return next(iter(text.strip().splitlines()), "?")
+
+
+def report_with_reason(heading, reason):
+    report(f"{heading}: {first_line(reason)}", *(f"#   {line}" for line in reason.strip().splitlines()[1:]))
+
+
+def attempt(lab, each):
+    """Returns why the scenario failed, or None."""
     start = time.monotonic()
-    label = each.name if lab.settings["release"] == "bookworm" else f"{each.name} on {lab.settings['release']}"
     try:
-        call(lab, each, label)
+        if not lab.is_alive():
+            raise lablib.LabError("the lab is gone")
+        each.function(lab, **each.arguments)
     except (Failure, lablib.LabError) as error:
-        reason = str(error).strip().splitlines() or ["?"]
-        print(f"not ok {label}: {reason[0]}", flush=True)
-        for line in reason[1:]:
-            print(f"#   {line}", flush=True)
-        return False
+        return str(error).strip() or "?"
     except Exception:  # pylint: disable=broad-exception-caught
-        print(f"not ok {label}: the scenario itself is broken", flush=True)
-        for line in traceback.format_exc().splitlines():
-            print(f"#   {line}", flush=True)
-        return False
-    print(f"ok {label} ({time.monotonic() - start:.1f} s)", flush=True)
-    return True
+        return "the scenario itself is broken\n" + traceback.format_exc()
+    taken = time.monotonic() - start
+    label = label_of(lab, each)
+    times.append((taken, label))
+    report(f"ok {label} ({taken:.1f} s)")
+    return None
+
+
+def repeat(lab, each):
+    """On the same host where that answers still, else on a new one."""
+    if not answers(lab):
+        report(f"# THE HOST HUNG, so on a new one: {label_of(lab, each)}")
+        try:
+            lab.replace()
+        except lablib.LabError as error:
+            return f"no new host: {error}"
+    return attempt(lab, each)
+
+
+def run_or_repeat(lab, each):
+    """Returns whether the scenario has passed."""
+    reason = attempt(lab, each)
+    if reason is not None and not each.long and repeats.forgive(lab, f"{label_of(lab, each)}: {first_line(reason)}"):
+        report_with_reason(f"# FAILED AT FIRST: {label_of(lab, each)}", reason)
+        reason = repeat(lab, each)
+    if reason is not None:
+        report_with_reason(f"not ok {label_of(lab, each)}", reason)
+    return reason is None
 
 
 def run(lab, scenarios, quick=False):
-    """Runs those that fit this lab; returns how many passed and how many failed."""
-    passed = failed = 0
+    """Runs those that fit this lab; returns how many failed."""
+    failed = 0
     for each in scenarios:
-        if lab.settings["release"] not in each.releases or (quick and not each.quick):
+        if each.elsewhere(lab.arch):
+            report(f"# left out on {lab.arch}: {each.name}: {each.elsewhere(lab.arch)}")
+            continue
+        if not each.fits(lab.settings["release"], quick, lab.arch) or (each.host == "guest" and not lab.runs_guests()):
             continue
         if lab.settings["memory"] < each.memory:
-            print(f"# left out for want of memory: {each.name}", flush=True)
+            report(f"# left out for want of memory: {each.name}")
             continue
-        if not lab.is_alive():
-            print(f"not ok {each.name}: the lab is gone", flush=True)
+        if not run_or_repeat(lab, each):
             failed += 1
-            continue
-        if run_one(lab, each):
-            passed += 1
-        else:
-            failed += 1
-    return passed, failed
+    return failed
 
 
 def main(arguments):
@@ -128,13 +215,15 @@ def main(arguments):
         lab = lablib.Lab.open(arguments.name)
         own = False
     except lablib.LabError:
-        lab = lablib.Lab.start(arguments.name, None, arguments.release, arguments.memory)
+        lab = lablib.Lab.start(arguments.name, arguments.kind, arguments.release, arguments.memory, arch=arguments.arch)
         own = True
     try:
         if arguments.build:
             lab.install(arguments.build)
-        failed = run(lab, scenarios, arguments.quick)[1]
+        failed = run(lab, scenarios, arguments.quick)
     finally:
         if own:
             lab.shutdown()
+        for line in repeats.summary():
+            report(f"# {line}")
     return 1 if failed else 0

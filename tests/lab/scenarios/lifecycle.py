@@ -17,7 +17,7 @@ def expect_result(machine, state, result, status):
 def still_running(lab, machine):
     """The device units of the machine that do not end by themselves within a while."""
     units = " ".join(machine.units()[1:])
-    lab.run(f"for i in $(seq 40); do systemctl is-active -q {units} || break; sleep 0.5; done", timeout=120)
+    lab.run(f"for i in $(seq 240); do systemctl is-active -q {units} || break; sleep 0.5; done", timeout=300)
     states = machine.states(machine.units()[1:])
     return [unit for unit, state in zip(machine.units()[1:], states) if state["ActiveState"] != "inactive"]
 
@@ -52,24 +52,27 @@ def reboot_ends_the_machine_where_the_definition_says_so(lab):
         expect_result(machine, machine.wait_until_ended(), "success", 32)
 
 
-@scenario()
-def panic_in_the_guest_is_reported_as_panic(lab):
-    with Machine(lab, test="panic") as machine:
-        machine.start()
-        state = machine.wait_until_ended()
-        expect_result(machine, state, "exit-code", 34)
-        expect("panic" in machine.journal().lower(), f"the journal does not speak of a panic\n{machine.journal()}")
-
-
-@scenario()
+@scenario(only_x86="no guest can do that to a 64-bit Arm processor")
 def triple_fault_is_reported_as_crash(lab):
     with Machine(lab, test="reboot", command_line="quiet reboot=triple,force") as machine:
         machine.start()
         expect_result(machine, machine.wait_until_ended(), "exit-code", 33)
 
 
+@scenario(releases=BOTH, host="any")
+def stop_ends_a_guest_that_ignores_its_power_button_after_the_timeout(lab):
+    with Machine(lab, kernel="tiny", stopTimeout="3s") as machine:
+        machine.start()
+        output = lab.check(f"a=$(date +%s%N); systemctl stop {machine.unit}; b=$(date +%s%N); echo $(( (b - a) / 1000000 ))")
+        taken = int(output.split()[-1])
+        expect(taken > 2500, f"systemctl stop took {taken} ms with a timeout of 3 s")
+        # Where it was the service manager who lost patience, its result would be another one.
+        expect_result(machine, machine.state(), "success", 0)
+        expect(machine.state()["ActiveState"] == "inactive", f"the unit is not inactive\n{machine.journal()}")
+
+
 @scenario(releases=BOTH)
-def stop_presses_the_power_button(lab):
+def stop_presses_the_power_button_and_devices_stop_after_their_guest(lab):
     with Machine(lab, test="button", devices=DEVICES) as machine:
         machine.start()
         machine.expect("^BUTTON-READY")
@@ -77,25 +80,6 @@ def stop_presses_the_power_button(lab):
         expect(status == 0, f"systemctl stop failed: {output}")
         expect("\nBUTTON\n" in machine.printed(), f"the guest saw no button\n{machine.printed()[-800:]}\n{machine.journal()}")
         expect_result(machine, machine.state(), "success", 0)
-
-
-@scenario()
-def stop_ends_a_guest_that_ignores_its_power_button_after_the_timeout(lab):
-    with Machine(lab, test="idle", stopTimeout="3s") as machine:
-        machine.start()
-        machine.expect("^STEP-idle")
-        output = lab.check(f"a=$(date +%s%N); systemctl stop {machine.unit}; b=$(date +%s%N); echo $(( (b - a) / 1000000 ))")
-        taken = int(output.split()[-1])
-        expect(2500 < taken < 30000, f"systemctl stop took {taken} ms with a timeout of 3 s")
-        expect(machine.state()["ActiveState"] == "inactive", f"the unit is not inactive\n{machine.journal()}")
-
-
-@scenario(releases=BOTH)
-def devices_stop_after_their_guest(lab):
-    with Machine(lab, test="button", devices=DEVICES) as machine:
-        machine.start()
-        machine.expect("^BUTTON-READY")
-        machine.lab.check(f"systemctl stop {machine.unit}", timeout=120)
         left = still_running(lab, machine)
         expect(not left, f"still there: {left}\n{machine.journal()}")
         guest, *devices = (int(state["InactiveEnterTimestampMonotonic"]) for state in machine.states(machine.units()))
@@ -106,22 +90,15 @@ def devices_stop_after_their_guest(lab):
 
 
 @scenario()
-def reset_boots_the_guest_again_in_the_same_process(lab):
-    with Machine(lab, test="idle", devices=DEVICES) as machine:
-        machine.start()
-        machine.expect("^STEP-idle")
-        before = machine.state()["MainPID"]
-        lab.check(f"vmmctl reset {machine.name}", timeout=60)
-        machine.expect("^STEP-idle", count=2)
-        expect(machine.state()["MainPID"] == before, "the process is another one")
-
-
-@scenario()
-def stop_by_vmmctl_and_start_again(lab):
+def start_reset_stop_and_start_again_by_vmmctl(lab):
     with Machine(lab, test="button", devices=DEVICES) as machine:
         lab.check(f"vmmctl start {machine.name}", timeout=120)
         machine.expect("^BUTTON-READY")
+        before = machine.state()["MainPID"]
+        lab.check(f"vmmctl reset {machine.name}", timeout=60)
+        machine.expect("^BUTTON-READY", count=2)
+        expect(machine.state()["MainPID"] == before, "the process is another one")
         lab.check(f"vmmctl stop {machine.name}", timeout=120)
         expect(machine.wait_until_ended()["ActiveState"] == "inactive", f"not stopped\n{machine.journal()}")
         lab.check(f"vmmctl start {machine.name}", timeout=120)
-        machine.expect("^BUTTON-READY", count=2)
+        machine.expect("^BUTTON-READY", count=3)

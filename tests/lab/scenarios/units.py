@@ -8,19 +8,21 @@ from scenario import expect, scenario
 
 BOTH = ("bookworm", "trixie")
 IMAGE = "/var/lib/vmm-lab/disk.img"
-DEVICES = {"root": {"type": "block", "path": IMAGE}, "rng": {"type": "rng"}, "console": {"type": "console"}}
+MEMORY = "/var/lib/vmm-lab/memory.img"
+DEVICES = {"root": {"type": "block", "path": IMAGE}, "rng": {"type": "rng"}, "console": {"type": "console", "ports": ["agent"]},
+           "serial": {"type": "serial"}, "balloon": {"type": "balloon"}, "memory": {"type": "pmem", "path": MEMORY},
+           "keys": {"type": "input", "powerKey": True}}
 
 
 def machine_with_every_device(lab, **settings):
-    lab.check(f"mkdir -p /var/lib/vmm-lab; truncate -s 16M {IMAGE}")
-    return Machine(lab, devices=DEVICES, test="idle", **settings)
+    lab.check(f"mkdir -p /var/lib/vmm-lab; truncate -s 16M {IMAGE} {MEMORY}; chmod 600 {MEMORY}")
+    return Machine(lab, kernel="tiny", devices=DEVICES, stopTimeout="1s", **settings)
 
 
-@scenario(releases=BOTH)
+@scenario(releases=BOTH, host="any")
 def each_device_is_a_service_in_the_slice_of_the_machine(lab):
     with machine_with_every_device(lab) as machine:
         machine.start()
-        machine.expect("^STEP-idle")
         for unit, state in zip(machine.units(), machine.states(machine.units())):
             expect(state["ActiveState"] == "active", f"{unit} is {state['ActiveState']}\n{machine.journal()}")
             expect(state["Slice"] == "vmm-test.slice", f"{unit} is in {state['Slice']}")
@@ -29,7 +31,7 @@ def each_device_is_a_service_in_the_slice_of_the_machine(lab):
         expect(status, "the machine's unit says nothing of its state")
 
 
-@scenario(releases=BOTH)
+@scenario(releases=BOTH, host="any")
 def list_dependencies_draws_the_machine(lab):
     with machine_with_every_device(lab) as machine:
         tree = lab.check(f"systemctl list-dependencies --plain {machine.unit}")
@@ -38,11 +40,10 @@ def list_dependencies_draws_the_machine(lab):
         expect(f"vmm@{machine.name}.socket" in tree, f"the control socket is not in the tree:\n{tree}")
 
 
-@scenario(releases=BOTH)
+@scenario(releases=BOTH, host="any")
 def processes_run_as_dynamic_users_without_capabilities(lab):
     with machine_with_every_device(lab) as machine:
         machine.start()
-        machine.expect("^STEP-idle")
         users = set()
         for unit, state in zip(machine.units(), machine.states(machine.units())):
             pid = state["MainPID"]
@@ -56,18 +57,17 @@ def processes_run_as_dynamic_users_without_capabilities(lab):
         expect(len(users) == 1 + len(machine.devices), f"{1 + len(machine.devices)} services share {len(users)} users")
 
 
-@scenario(releases=BOTH)
+@scenario(releases=BOTH, host="any")
 def sandboxes_score_as_asked(lab):
     with machine_with_every_device(lab) as machine:
         machine.start()
-        machine.expect("^STEP-idle")
         for unit in machine.units():
             text = lab.check(f"systemd-analyze security --no-pager '{unit}' | tail -n 1")
             score = re.search(r"([0-9]+\.[0-9]+)", text)
             expect(score and float(score[1]) <= 0.2, f"{unit}: {text.strip()}")
 
 
-@scenario(releases=BOTH)
+@scenario(releases=BOTH, host="any")
 def verify_has_nothing_to_say(lab):
     with machine_with_every_device(lab) as machine:
         units = machine.units() + [machine.device_unit(device, "socket") for device in machine.devices] + [f"vmm@{machine.name}.socket"]
@@ -77,25 +77,54 @@ def verify_has_nothing_to_say(lab):
         expect(status == 0 and not lines, f"systemd-analyze verify: {status}\n{output}")
 
 
-@scenario()
+@scenario(releases=BOTH, host="any")
 def one_broken_definition_breaks_no_other_machine(lab):
     lab.write_file("/etc/vmm/broken.json", '{ "kernel": 5 }')
     try:
-        with Machine(lab, test="idle") as machine:
+        with Machine(lab, kernel="tiny", stopTimeout="1s") as machine:
             machine.start()
-            machine.expect("^STEP-idle")
             status, _ = lab.run("systemctl start vmm@broken.service", timeout=60)
             expect(status != 0, "a broken definition started")
             journal = lab.run("journalctl -q --no-pager -b -o cat -n 200")[1]
             expect("/etc/vmm/broken.json" in journal and "/kernel" in journal, "the journal does not say what is wrong with it")
     finally:
-        lab.run("rm -f /etc/vmm/broken.json; systemctl daemon-reload; systemctl reset-failed 'vmm*'")
+        lab.run("rm -f /etc/vmm/broken.json; systemctl daemon-reload; systemctl --all reset-failed 'vmm*'")
+
+
+@scenario(releases=BOTH, host="any")
+def a_restart_leaves_behind_what_the_definition_has_lost(lab):
+    with Machine(lab, kernel="tiny", stopTimeout="1s", devices={"a.b": {"type": "rng"}, "rng": {"type": "rng"}}) as machine:
+        machine.start()
+        lost = [machine.device_unit("a.b", kind) for kind in ("service", "socket")]
+        lab.check("sed -i '/\"a.b\": {/,/},/d' /etc/vmm/test.json; ! grep a.b /etc/vmm/test.json; systemctl daemon-reload")
+        expect(all(state["ActiveState"] == "active" for state in machine.states(lost)), "it went before the machine did")
+        lab.check(f"systemctl restart {machine.unit}", timeout=60)
+        for unit, state in zip(lost, machine.states(lost)):
+            expect(state["ActiveState"] == "inactive", f"{unit} is {state['ActiveState']}\n{machine.journal()}")
+        for unit in (machine.unit, machine.device_unit("rng")):
+            expect(machine.state(unit)["ActiveState"] == "active", f"{unit}: {machine.state(unit)}\n{machine.journal()}")
+        sockets = lab.check("ls /run/vmm/test").split()
+        expect("rng.vhost-user" in sockets and not any(each.startswith("a.b.") for each in sockets), f"there are {sockets}")
+
+
+@scenario(releases=BOTH, host="any")
+def what_keeps_a_machine_from_starting_is_said_line_by_line(lab):
+    with Machine(lab, name="no-disk", kernel="tiny", devices={"a-b": {"type": "block", "path": "/nowhere.img"}}) as machine:
+        status, output = lab.run("vmmctl start no-disk", timeout=120)
+        lines = output.strip().split("\n")
+        unit = "vmm-device@no\\x2ddisk-a\\x2db.service"
+        expect(status == 1 and lines[0].startswith("vmmctl: no-disk: a device failed") and lines[-1].startswith("  See journalctl "), output)
+        expect(any(line.startswith(f"  {unit}: Cannot open /nowhere.img (path) ") for line in lines), output)
+        expect(unit in machine.state()["StatusText"], f"the status is: {machine.state()['StatusText']}")
+        for name, words, exit_status in (("no-disk", "it has failed, see vmmctl status no-disk", 3), ("nosuch", "there is no such machine", 4)):
+            status, output = lab.run(f"vmmctl pause {name}")
+            expect(status == exit_status and words in output, f"pause {name}: {status}, {output}")
 
 
 @scenario(quick=False)
 def a_helper_that_is_killed_comes_back_and_the_guest_goes_on(lab):
     with Machine(lab, test="read=1,read=100,idle", devices={"root": {"type": "block", "path": IMAGE}}) as machine:
-        lab.check(f"truncate -s 128M {IMAGE}; printf 'GO 1\\n' | dd of={IMAGE} conv=notrunc 2>/dev/null")
+        lab.check(f"mkdir -p /var/lib/vmm-lab; truncate -s 128M {IMAGE}; printf 'GO 1\\n' | dd of={IMAGE} conv=notrunc 2>/dev/null")
         machine.start()
         machine.expect("^READ-WAIT 100")
         unit = machine.device_unit("root")

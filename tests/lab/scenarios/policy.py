@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Sidecars: the balloon policy moves memory to where it is needed, and anybody's program can follow a machine."""
+
+import contextlib
+import json
+import re
+import time
+
+from balloon import pages_count
+from machine import Machine
+from scenario import Failure, expect, scenario
+
+BOTH = ("bookworm", "trixie")
+MIB = 1 << 20
+SLICE = "/sys/fs/cgroup/vmm.slice"
+CONFIGURATION = "/etc/vmm/balloon-policy.conf"
+
+
+def policy_unit(machine):
+    return f"vmm-balloon-policy@{machine.name}.service"
+
+
+def policy_journal(lab):
+    return lab.run("journalctl -q --no-pager -o short-monotonic -n 40 -u 'vmm-balloon-policy@*'", timeout=60)[1]
+
+
+def balloon_of(machine):
+    return machine.describe()["balloons"][0]
+
+
+def wait_for(what, condition, timeout, lab):
+    """Looks every second or so, until the condition holds; a string it returns is what there is instead."""
+    deadline = time.monotonic() + timeout * lab.patience
+    while True:
+        found = condition()
+        if found is True:
+            return
+        if time.monotonic() > deadline:
+            raise Failure(f"{what}: not within {timeout} s, but {found}\n{policy_journal(lab)}")
+        time.sleep(1)
+
+
+def actual_is(machine, compare):
+    def look():
+        balloon = balloon_of(machine)
+        return compare(balloon["actual"]) or f"{machine.name}: {balloon}"
+    return look
+
+
+@contextlib.contextmanager
+def configured(lab, **settings):
+    lines = "".join(f"VMM_BALLOON_{key.upper()}={value}\n" for key, value in settings.items())
+    lab.write_file(CONFIGURATION, "# Of a test.\n" + lines)
+    try:
+        yield
+    finally:
+        lab.run(f"rm -f {CONFIGURATION}; systemctl stop 'vmm-balloon-policy@*'; systemctl set-property --runtime vmm.slice MemoryHigh=infinity; "
+                "systemctl reset-failed 'vmm-balloon-policy@*'", timeout=60)
+
+
+class Guest:
+    """The shell of a test guest, on its serial port."""
+
+    def __init__(self, machine, terminal):
+        self.machine = machine
+        self.terminal = terminal
+
+    def begin(self, command):
+        self.terminal.send(command + "; echo \"ended=$?\"\r")
+
+    def end(self, timeout=300):
+        before, match = self.terminal.expect(r"ended=(\d+)", timeout)
+        expect(match[1] == "0", f"in {self.machine.name}: {match[0]}: {before[-400:]}")
+        return before
+
+    def run(self, command, timeout=300):
+        self.begin(command)
+        return self.end(timeout)
+
+    def available(self):
+        return int(re.search(r"MemAvailable: +(\d+) kB", self.run("cat /proc/meminfo"))[1]) // 1024
+
+
+@contextlib.contextmanager
+def guests(lab, *names):
+    """Test guests with a balloon and a shell. What they have freed stays charged to the host: it is the balloon that gives it back."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pages_count(lab))
+        machines = [stack.enter_context(Machine(lab, name=name, test="shell", memory="384M",
+                                                devices={"balloon": {"type": "balloon", "freePageReporting": False}})) for name in names]
+        found = []
+        for machine in machines:
+            machine.start()
+            machine.expect("^INIT-STEPS")
+            guest = Guest(machine, stack.enter_context(lab.terminal(f"vmmctl console {machine.name} serial")))
+            guest.run("mkdir -p /m && mount -t tmpfs -o size=95% none /m")
+            found.append(guest)
+        for machine in machines:
+            wait_for("a balloon driver", lambda m=machine: balloon_of(m)["driver"] or "there is none", 60, lab)
+        yield found
+
+
+def charged(lab, what=SLICE):
+    return int(lab.check(f"cat {what}/memory.current")) // MIB
+
+
+def fill(mib, name="x"):
+    return f"dd if=/dev/zero of=/m/{name} bs=1M count={mib} 2>/dev/null"
+
+
+@scenario(memory=3000, quick=False, slow=True)
+def the_policy_moves_memory_from_the_idle_guest_to_the_busy_one(lab):
+    with configured(lab, pressure=f"{SLICE}/memory.pressure", statistics_interval="2s", settle="3s", calm="10min"), \
+            guests(lab, "idle", "busy") as (idle, busy):
+        # The one has used its memory once and is done with it, the other has never needed it: the host has given out what it has.
+        idle.run(fill(220) + " && rm /m/x")
+        limit = charged(lab) + 32
+        lab.check(f"systemctl set-property --runtime vmm.slice MemoryHigh={limit}M")
+        lab.check(f"systemctl start {policy_unit(idle.machine)} {policy_unit(busy.machine)}", timeout=60)
+        before = charged(lab, f"{SLICE}/vmm-idle.slice")
+
+        busy.run(fill(220), 600)
+        wait_for("the idle guest gives", actual_is(idle.machine, lambda actual: actual >= 60 * MIB), 120, lab)
+        # What neither needs, its kernel's own reserve, differs by architecture.
+        given = [balloon_of(each.machine)["actual"] for each in (idle, busy)]
+        expect(given[1] <= given[0] * 3 // 4, f"the busy guest gave as the idle one: {given}")
+        after = charged(lab, f"{SLICE}/vmm-idle.slice")
+        expect(after <= before - 50, f"the idle guest costs the host {after} MiB; it cost {before}")
+        first = balloon_of(idle.machine)["actual"]
+
+        # The other way round.
+        busy.run("rm /m/x")
+        idle.run(fill(230), 600)
+        wait_for("the guest that is idle now gives", actual_is(busy.machine, lambda actual: actual >= 60 * MIB), 120, lab)
+        wait_for("the guest that is busy now gets", actual_is(idle.machine, lambda actual: actual < first - 30 * MIB), 120, lab)
+        expect(charged(lab) <= limit + 40, f"the machines have {charged(lab)} MiB, with a limit of {limit}")
+
+        # Nobody minds them any more: all is as it was.
+        lab.check(f"systemctl stop {policy_unit(idle.machine)} {policy_unit(busy.machine)}", timeout=60)
+        for guest in (idle, busy):
+            expect(balloon_of(guest.machine)["target"] == 0, f"the target was left: {balloon_of(guest.machine)}\n{policy_journal(lab)}")
+        lab.check("systemctl set-property --runtime vmm.slice MemoryHigh=infinity")
+        for guest in (idle, busy):
+            wait_for("the memory is back", actual_is(guest.machine, lambda actual: actual == 0), 120, lab)
+            guest.run("rm -f /m/x")
+            expect(guest.available() > 240, f"{guest.machine.name} has {guest.available()} MiB available")
+            guest.run(fill(240) + " && rm /m/x", 600)
+        killed = lab.run("journalctl -k -q --no-pager | grep 'type=1326' | tail -n 3")[1]
+        expect(not killed.strip(), f"a seccomp policy lacks something: {killed}")
+        oom = lab.run(f"grep oom_kill {SLICE}/memory.events")[1].split()
+        expect(oom[1:2] == ["0"], f"the host killed somebody for want of memory: {oom}")
+
+
+def tiny(lab, **settings):
+    return Machine(lab, kernel="tiny", devices={"balloon": {"type": "balloon"}}, stopTimeout="2s", **settings)
+
+
+@scenario(releases=BOTH, host="any")
+def the_policy_comes_and_goes_with_its_machine(lab):
+    with configured(lab), tiny(lab) as machine:
+        unit = policy_unit(machine)
+        wants = f"/run/systemd/system/{machine.unit}.wants"
+        # It starts nothing by itself.
+        expect(lab.run(f"systemctl start {unit}", timeout=60)[0] != 0, "the policy started without its machine")
+        expect(machine.state()["ActiveState"] == "inactive", "the policy started its machine")
+        lab.check(f"systemctl reset-failed {unit}; mkdir -p {wants}; ln -s /lib/systemd/system/vmm-balloon-policy@.service {wants}/{unit}; "
+                  "systemctl daemon-reload")
+        try:
+            machine.start()
+            wait_for("the policy is there", lambda: machine.state(unit)["ActiveState"] == "active" or machine.state(unit), 60, lab)
+            state = machine.state(unit)
+            expect("balloon has" in state["StatusText"] or "Waiting" in state["StatusText"], f"its status: {state['StatusText']}")
+            text = lab.check(f"systemd-analyze security --no-pager '{unit}' | tail -n 1")
+            expect(float(re.search(r"([0-9]+\.[0-9]+)", text)[1]) <= 0.1, text.strip())
+
+            # The machine begins anew within its process, and the policy stays.
+            lab.check(f"vmmctl reset {machine.name}", timeout=60)
+            expect(machine.state(unit)["MainPID"] == state["MainPID"] != "0", "the policy is another process after a reset")
+            # It dies, and has a successor.
+            lab.check(f"systemctl kill -s KILL {unit}")
+            wait_for("a successor", lambda: machine.state(unit)["ActiveState"] == "active"
+                     and machine.state(unit)["MainPID"] not in ("0", state["MainPID"]) or machine.state(unit), 60, lab)
+
+            lab.check(f"systemctl restart {machine.unit}", timeout=120)
+            wait_for("the policy of the new machine", lambda: machine.state(unit)["ActiveState"] == "active" or machine.state(unit), 60, lab)
+            # vmmd dies: the policy goes, and does not bring it back by connecting.
+            lab.check(f"systemctl kill -s KILL --kill-who=main {machine.unit}")
+            wait_for("the policy's end", lambda: machine.state(unit)["ActiveState"] in ("inactive", "failed") or machine.state(unit), 60, lab)
+            expect(machine.wait_until_ended()["ActiveState"] == "failed", f"the machine is back\n{machine.journal()}")
+            expect(machine.state(unit)["ActiveState"] == "inactive", f"the policy failed: {machine.state(unit)}\n{policy_journal(lab)}")
+        finally:
+            lab.run(f"rm -rf {wants}; systemctl daemon-reload")
+
+
+@scenario(releases=BOTH, host="any")
+def the_policy_says_what_is_wrong_with_its_settings(lab):
+    with configured(lab, calm="soon"), tiny(lab) as machine:
+        machine.start()
+        expect(lab.run(f"systemctl start {policy_unit(machine)}", timeout=60)[0] != 0, "it started nevertheless")
+        expect("$VMM_BALLOON_CALM=soon: expected a time" in policy_journal(lab), policy_journal(lab))
+        state = machine.state(policy_unit(machine))
+        expect((state["ActiveState"], state["ExecMainStatus"]) == ("failed", "78"), f"it is tried again: {state}")
+
+
+def lines_of(lab, path):
+    return [json.loads(line) for line in lab.run(f"cat {path}")[1].splitlines() if line.startswith("{")]
+
+
+@scenario(releases=BOTH, host="any")
+def a_sidecar_in_python_follows_a_machine(lab):
+    log = "/run/sidecar.log"
+    with tiny(lab) as machine:
+        machine.start()
+        lab.check(f"rm -f {log}; systemd-run --quiet --collect --unit=lab-sidecar -p StandardOutput=file:{log} "
+                  f"-p DynamicUser=yes -p SupplementaryGroups=vmm-read /usr/bin/python3 "
+                  f"/usr/share/doc/vmmd/examples/sidecar-plain.py {machine.name}", timeout=60)
+        wait_for("the present state", lambda: bool(lines_of(lab, log)) or lab.run(f"cat {log}; systemctl status lab-sidecar")[1], 60, lab)
+        first = lines_of(lab, log)[0]
+        expect(first["type"] == "present" and first["present"]["state"] == "running", f"the first reply is {first}")
+        lab.check(f"vmmctl suspend {machine.name} && vmmctl resume {machine.name} && vmmctl balloon {machine.name} 16M", timeout=60)
+        lab.check(f"systemctl stop {machine.unit}", timeout=120)
+
+        # Its subscription ends in order, and so does it.
+        wait_for("its end", lambda: lab.run("systemctl is-active -q lab-sidecar")[0] != 0 or "it is active still", 60, lab)
+        events = lines_of(lab, log)[1:]
+        states = [event["state"] for event in events if event["type"] == "machineState"]
+        expect(states[:2] == ["paused", "running"] and "stopping" in states, f"the states were {states}")
+        targets = [event["balloon"]["target"] for event in events if event["type"] == "balloonTarget"]
+        expect(targets == [16 * MIB], f"the targets were {targets}")
+        numbers = [event["sequence"] for event in events]
+        expect(numbers == sorted(set(numbers)), f"the numbers were {numbers}")
+        expect(not any(event["missed"] for event in events), "it missed something")
+
+
+@scenario(releases=("trixie",), host="any")
+def a_sidecar_with_python3_varlink_follows_a_machine(lab):
+    log = "/run/sidecar.log"
+    with tiny(lab) as machine:
+        machine.start()
+        lab.check(f"rm -f {log}; systemd-run --quiet --collect --unit=lab-sidecar -E PYTHONUNBUFFERED=1 -p StandardOutput=file:{log} "
+                  f"/usr/bin/python3 /usr/share/doc/vmmd/examples/sidecar.py {machine.name}", timeout=60)
+        wait_for("the present state", lambda: "present: running" in lab.run(f"cat {log}")[1]
+                 or lab.run(f"cat {log}; systemctl status lab-sidecar")[1], 60, lab)
+        lab.check(f"vmmctl suspend {machine.name} && vmmctl resume {machine.name} && vmmctl balloon {machine.name} 16M", timeout=60)
+        lab.check(f"systemctl stop {machine.unit}", timeout=120)
+        wait_for("its end", lambda: lab.run("systemctl is-active -q lab-sidecar")[0] != 0 or "it is active still", 60, lab)
+        text = lab.check(f"cat {log}")
+        for line in (f"{machine.name} is running", "now paused", "now running", f"balloonTarget: balloon 0 of {16 * MIB}"):
+            expect(line in text, f"it did not print {line!r} but:\n{text}")
