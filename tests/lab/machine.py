@@ -169,6 +169,15 @@ exit 1"""
             raise LabError(f"Describe: {reply}")
         return reply["parameters"]
 
+    def wait_until(self, what, condition, timeout=60):
+        """Looks every half second or so until what vmmd says of itself is so; returns that."""
+        deadline = time.monotonic() + timeout * self.lab.patience
+        while not condition(description := self.describe()):
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: {what}: not within {timeout} s, but {description}\n{self.journal()}")
+            time.sleep(0.5)
+        return description
+
     def wait_until_ended(self, timeout=BOOT):
         """Waits until the unit is inactive or failed; returns its state."""
         self._wait(f"[ ! -d {self.cgroup} ]", timeout)

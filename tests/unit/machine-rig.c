@@ -170,13 +170,27 @@ void call_text(const Run *run, const char *method, const char *parameters, char 
         (void) json_object_put(json);
 }
 
-void call_and_expect(const Run *run, const char *method, const char *parameters, const char *word) {
-        char name[64], reply[4096];
+static void call_machine(const Run *run, const char *method, const char *parameters, char reply[static 4096]) {
+        char name[64];
 
         (void) snprintf(name, sizeof(name), "io.vmmd.Machine.%s", method);
         call_text(run, name, parameters, reply);
+}
+
+void call_and_expect(const Run *run, const char *method, const char *parameters, const char *word) {
+        char reply[4096];
+
+        call_machine(run, method, parameters, reply);
         if (!strstr(reply, word))
                 fail_msg("%s: no '%s' in %s", method, word, reply);
+}
+
+void call_and_succeed(const Run *run, const char *method, const char *parameters) {
+        char reply[4096];
+
+        call_machine(run, method, parameters, reply);
+        if (*reply == '\0' || strstr(reply, "\"error\":"))
+                fail_msg("%s: %s", method, *reply == '\0' ? "no reply" : reply);
 }
 
 void wait_for_state(const Run *run, const char *state) {

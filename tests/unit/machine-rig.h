@@ -53,4 +53,6 @@ json_object *receive(int fd);
 void call_text(const Run *run, const char *method, const char *parameters, char reply[static 4096]);
 /* The same of io.vmmd.Machine, which must have that word in its reply. */
 void call_and_expect(const Run *run, const char *method, const char *parameters, const char *word);
+/* The same, which must not fail. */
+void call_and_succeed(const Run *run, const char *method, const char *parameters);
 void wait_for_state(const Run *run, const char *state);

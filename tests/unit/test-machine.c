@@ -111,7 +111,7 @@ static void the_power_button_is_seen_by_the_guest(void **state) {
 
         RUN_START(&run, button, "");
         wait_for_state(&run, "running");
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
         assert_non_null(strstr(text, "The guest powered off"));
 }
@@ -135,21 +135,19 @@ static void pause_reset_and_resume_in_any_order(void **state) {
         wait_for_state(&run, "running");
         call_and_expect(&run, "Resume", "{}", "WrongState");
         for (unsigned i = 0; i < 20; i++) {
-                call_and_expect(&run, "Pause", "{}", "{");
+                call_and_succeed(&run, "Pause", "{}");
                 call_and_expect(&run, "Pause", "{}", "WrongState");
                 if (i % 3 == 0) {
-                        call_and_expect(&run, "Reset", "{}", "{");
+                        call_and_succeed(&run, "Reset", "{}");
                         wait_for_state(&run, "running");
                 } else
-                        call_and_expect(&run, "Resume", "{}", "{");
+                        call_and_succeed(&run, "Resume", "{}");
         }
-        for (unsigned i = 0; i < 10; i++) {
-                char reply[4096];
-
-                call_text(&run, "io.vmmd.Machine.Reset", "{}", reply); /* or WrongState, where the last is not over */
-        }
+        /* Mostly before the last is over. */
+        for (unsigned i = 0; i < 50; i++)
+                call_and_succeed(&run, "Reset", "{}");
         wait_for_state(&run, "running");
-        call_and_expect(&run, "Terminate", "{}", "{");
+        call_and_succeed(&run, "Terminate", "{}");
         assert_int_equal(run_end(&run, text), 0);
 }
 
@@ -161,7 +159,7 @@ static void a_panicked_guest_can_be_kept(void **state) {
         wait_for_state(&run, "panicked");
         call_and_expect(&run, "Resume", "{}", "WrongState");
         call_and_expect(&run, "Describe", "{}", "panicked");
-        call_and_expect(&run, "Terminate", "{}", "{");
+        call_and_succeed(&run, "Terminate", "{}");
         assert_int_equal(run_end(&run, text), 0);
 }
 

@@ -182,7 +182,7 @@ static void guest_end(Guest *g) {
         int r;
 
         check_report(g);
-        call_and_expect(&g->run, "Terminate", "{}", "{");
+        call_and_succeed(&g->run, "Terminate", "{}");
         helper_end(&g->rng);
         helper_end(&g->serial);
         (void) munmap((void *) (uintptr_t) g->report, sizeof(Report));
@@ -440,14 +440,14 @@ static void a_paused_guest_stays_paused(void **state) {
                 skip_for_want_of("/dev/kvm");
         guest_start(&g);
         for (unsigned i = 0; i < 2; i++) {
-                call_and_expect(&g.run, "Pause", i == 0 ? "{}" : "{\"devices\":true}", "{");
+                call_and_succeed(&g.run, "Pause", i == 0 ? "{}" : "{\"devices\":true}");
                 loops = g.report->loops;
                 (void) reload_well(&g);
                 wait_for_state(&g.run, "paused");
                 (void) reload_well(&g);
                 call_and_expect(&g.run, "Describe", "{}", "\"state\":\"paused\"");
                 assert_int_equal(g.report->loops, loops);
-                call_and_expect(&g.run, "Resume", "{}", "{");
+                call_and_succeed(&g.run, "Resume", "{}");
                 wait_for_loops(&g, loops + 10);
         }
         guest_end(&g);
@@ -517,7 +517,7 @@ static void refuses_where_it_is_asked_to_power_off_meanwhile(void **state) {
         if (!has_kvm())
                 skip_for_want_of("/dev/kvm");
         fd = start_and_reload_late(&g, &words);
-        call_and_expect(&g.run, "PowerOff", "{}", "{");
+        call_and_succeed(&g.run, "PowerOff", "{}");
         assert_int_equal(kill(g.serial.pid, SIGCONT), 0);
 
         reply = receive(fd);
@@ -608,7 +608,7 @@ static void events_go_on_and_the_reset_after_it_is_one(void **state) {
         assert_null(receive(fd)); /* it ends, and its client connects again */
         after = last_sequence(&g);
         assert_int_equal(after, before);
-        call_and_expect(&g.run, "Reset", "{}", "{");
+        call_and_succeed(&g.run, "Reset", "{}");
         wait_for_state(&g.run, "running");
         assert_true(last_sequence(&g) > after);
         wait_for_loops(&g, 10);
@@ -654,8 +654,8 @@ static int64_t expect_state(int fd, const char *state, int64_t after) {
 }
 
 static void pause_and_resume(const Guest *g) {
-        call_and_expect(&g->run, "Pause", "{}", "{");
-        call_and_expect(&g->run, "Resume", "{}", "{");
+        call_and_succeed(&g->run, "Pause", "{}");
+        call_and_succeed(&g->run, "Resume", "{}");
 }
 
 static void a_subscriber_who_comes_back_has_every_event_once(void **state) {

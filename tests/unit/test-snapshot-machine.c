@@ -201,7 +201,7 @@ static void take_with_pattern(const Run *run, const Snapshot *s) {
                 take_successfully(run, s, false);
                 if (pattern_is_whole(s))
                         return;
-                call_and_expect(run, "Resume", "{}", "{");
+                call_and_succeed(run, "Resume", "{}");
         }
 }
 
@@ -215,7 +215,7 @@ static void expect_good_end(Run *run) {
         int r;
 
         wait_for_state(run, "running");
-        call_and_expect(run, "PowerOff", "{}", "{");
+        call_and_succeed(run, "PowerOff", "{}");
         r = run_end(run, text);
         /* It may be done before the last of its memory has come. */
         if (r != 0 || !strstr(text, "goes on from the snapshot") || !strstr(text, "powered off"))
@@ -225,7 +225,7 @@ static void expect_good_end(Run *run) {
 static void end_at_once(Run *run) {
         char text[4096];
 
-        call_and_expect(run, "Terminate", "{}", "{");
+        call_and_succeed(run, "Terminate", "{}");
         assert_int_equal(run_end(run, text), 0);
 }
 
@@ -283,7 +283,7 @@ static void goes_on_twenty_times_in_a_row(void **state) {
                 wait_for_state(&run, "running");
                 snapshot_make(&next);
                 take_again(&run, &next);
-                call_and_expect(&run, "Terminate", "{}", "{");
+                call_and_succeed(&run, "Terminate", "{}");
                 assert_int_equal(run_end(&run, text), 0);
                 snapshot_remove(&s);
                 s = next;
@@ -307,7 +307,7 @@ static void the_machine_goes_on_after_it(void **state) {
                 wait_for_state(&run, "running");
                 snapshot_remove(&s);
         }
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
 }
 
@@ -319,11 +319,11 @@ static void a_paused_one_stays_paused(void **state) {
         snapshot_make(&s);
         RUN_START(&run, count, "");
         wait_for_state(&run, "running");
-        call_and_expect(&run, "Pause", "{}", "{");
+        call_and_succeed(&run, "Pause", "{}");
         take_successfully(&run, &s, true);
         wait_for_state(&run, "paused");
-        call_and_expect(&run, "Resume", "{}", "{");
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "Resume", "{}");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
         restore_into(&run, &s, "");
         run_vmmd(&run, false);
@@ -350,12 +350,12 @@ static void the_machine_goes_on_where_it_fails(void **state) {
                         fail_msg("%s", reply);
                 call_and_expect(&run, "Describe", "{}", "\"state\":\"running\"");
         }
-        call_and_expect(&run, "Pause", "{}", "{");
+        call_and_succeed(&run, "Pause", "{}");
         take(&run, &s, true, reply);
         assert_non_null(strstr(reply, "SnapshotFailed"));
         call_and_expect(&run, "Describe", "{}", "\"state\":\"paused\"");
-        call_and_expect(&run, "Resume", "{}", "{");
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "Resume", "{}");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
         snapshot_remove(&s);
 }
@@ -477,9 +477,9 @@ static void a_restored_machine_can_be_reset(void **state) {
         restore_into(&run, &s, "");
         run_vmmd(&run, false);
         wait_for_state(&run, "running");
-        call_and_expect(&run, "Reset", "{}", "{");
+        call_and_succeed(&run, "Reset", "{}");
         wait_for_state(&run, "running");
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
         snapshot_remove(&s);
 }
@@ -497,7 +497,7 @@ static void refuses_files_that_are_none(void **state) {
         take(&run, &s, true, reply);
         assert_non_null(strstr(reply, "InvalidParameter"));
         wait_for_state(&run, "running");
-        call_and_expect(&run, "PowerOff", "{}", "{");
+        call_and_succeed(&run, "PowerOff", "{}");
         assert_int_equal(run_end(&run, text), 0);
         snapshot_remove(&s);
 }
@@ -724,7 +724,7 @@ static void refuses_a_device_that_cannot_tell_its_state(void **state) {
         if (!strstr(reply, "Device 'disk' (block) is of a kind that cannot tell its state"))
                 fail_msg("%s", reply);
         call_and_expect(&run, "Describe", "{}", "\"state\":\"running\"");
-        call_and_expect(&run, "Terminate", "{}", "{");
+        call_and_succeed(&run, "Terminate", "{}");
         assert_int_equal(run_end(&run, text), 0);
         (void) kill(pid, SIGTERM);
         assert_int_equal(waitpid(pid, NULL, 0), pid);
