@@ -91,6 +91,17 @@ void guest_memory_done(GuestMemory *memory) {
         memory->n_regions = 0;
 }
 
+int guest_memory_map_again(const GuestMemory *memory) {
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *r = &memory->regions[i];
+                uint64_t start = r->fd_offset - (uint64_t) (r->host - (uint8_t *) r->mapping);
+
+                if (mmap(r->mapping, r->mapping_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, r->fd, (off_t) start) == MAP_FAILED)
+                        return -errno;
+        }
+        return 0;
+}
+
 void *guest_memory_at(const GuestMemory *memory, uint64_t address, uint64_t length) {
         void *p;
 

@@ -42,6 +42,10 @@ static const RequestShape request_shapes[] = {
         [VHOST_USER_SET_BACKEND_REQ_FD] = { "SET_BACKEND_REQ_FD", 0, 0, 1, 1, false },
         [VHOST_USER_GET_CONFIG] = { "GET_CONFIG", CONFIG, 0, 0, true },
         [VHOST_USER_SET_CONFIG] = { "SET_CONFIG", CONFIG, 0, 0, false },
+        /* What comes with it is VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT's. */
+        [VHOST_USER_POSTCOPY_ADVISE] = { "POSTCOPY_ADVISE", 0, 0, 2, 2, true },
+        [VHOST_USER_POSTCOPY_LISTEN] = { "POSTCOPY_LISTEN", 0, 0, 0, 0, false },
+        [VHOST_USER_POSTCOPY_END] = { "POSTCOPY_END", 0, 0, 0, 0, true },
         [VHOST_USER_GET_INFLIGHT_FD] = { "GET_INFLIGHT_FD", INFLIGHT, 0, 0, true },
         [VHOST_USER_SET_INFLIGHT_FD] = { "SET_INFLIGHT_FD", INFLIGHT, 1, 1, false },
         [VHOST_USER_RESET_DEVICE] = { "RESET_DEVICE", 0, 0, 0, 0, false },
