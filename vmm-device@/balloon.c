@@ -389,6 +389,7 @@ const DeviceClass balloon_device = {
         .queues_max = BALLOON_QUEUES,
         .config_size = sizeof(BalloonConfig),
         .policy = "balloon",
+        .needs_all_memory = true, /* the pages that it gives back would be restored behind it */
         .open = balloon_open,
         .close = balloon_close,
         .start = balloon_start,

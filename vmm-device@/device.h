@@ -37,6 +37,7 @@ struct DeviceClass {
         unsigned queues_max;
         size_t config_size;    /* bytes of device-specific configuration space, at most 256 */
         const char *policy;    /* name of its seccomp policy under policy/ */
+        bool needs_all_memory; /* it is not to be started while guest memory is still to come */
 
         /* Opens host resources named by the options (`--name=value`, already split; see device_option()). Before the seccomp policy is loaded. Says
          * what is wrong by log_error_errno(). */

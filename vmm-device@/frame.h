@@ -50,6 +50,13 @@ struct Device {
         void *changed_userdata;
 };
 
+/* postcopy.h */
+typedef struct Postcopy {
+        int uffd, leash; /* -EBADF where it was not advised of */
+        bool listening;  /* memory may be missing */
+        bool unanswered; /* the front-end was told where memory is, and has not taken note yet: nobody is to touch it */
+} Postcopy;
+
 /* What lives as long as a connection of a front-end. */
 struct Session {
         Device *device;
@@ -58,6 +65,7 @@ struct Session {
         VhostUserReceiver receiver;
         uint64_t features, protocol_features; /* negotiated */
         GuestMemory memory;
+        Postcopy postcopy;
         Inflight inflight;
         Ring *rings; /* device->n_queues */
         int backend_fd;

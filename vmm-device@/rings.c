@@ -56,7 +56,7 @@ static bool ring_is_complete(const Session *s, const Ring *ring) {
         /* "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state." */
         bool enabled = ring->enabled || !(s->features & (UINT64_C(1) << VHOST_USER_F_PROTOCOL_FEATURES));
 
-        return enabled && ring->num > 0 && ring->have_address && ring->kick_fd >= 0 && s->memory.n_regions > 0;
+        return enabled && ring->num > 0 && ring->have_address && ring->kick_fd >= 0 && s->memory.n_regions > 0 && !s->postcopy.unanswered;
 }
 
 void rings_suspend(Session *s) {

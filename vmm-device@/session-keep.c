@@ -242,7 +242,8 @@ void session_keep_settle(Session *s) {
         KeptSession *k = s->keep ? s->keep->kept : NULL;
         int pending = SD_EVENT_OFF;
 
-        if (!k || s->broken || s->receiver.received > 0)
+        /* A successor that took up a session whose memory is not all there would find zeroes in it. */
+        if (!k || s->broken || s->receiver.received > 0 || s->postcopy.listening)
                 return;
         (void) sd_event_source_get_enabled(s->update_source, &pending);
         if (pending != SD_EVENT_OFF)

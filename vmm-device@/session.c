@@ -7,6 +7,7 @@
 #include <linux/virtio_config.h>
 #include <sys/epoll.h>
 
+#include "postcopy.h"
 #include "session-keep.h"
 
 #define PROTOCOL_FEATURES                                                                                      \
@@ -18,7 +19,8 @@
 
 /* CONFIG only where there is configuration space: front-ends take the bit for "has some". */
 uint64_t session_protocol_features(const Device *d) {
-        return PROTOCOL_FEATURES | (d->class->config_size > 0 ? UINT64_C(1) << VHOST_USER_PROTOCOL_F_CONFIG : 0);
+        return PROTOCOL_FEATURES | (d->class->config_size > 0 ? UINT64_C(1) << VHOST_USER_PROTOCOL_F_CONFIG : 0) |
+                (d->class->needs_all_memory ? 0 : UINT64_C(1) << VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT);
 }
 
 static bool has_protocol_feature(const Session *s, unsigned bit) {
@@ -60,9 +62,31 @@ static int handle_set_protocol_features(Session *s, uint64_t features) {
         return 0;
 }
 
+/* While memory may be missing the front-end is told where each region is, and says that it has taken note. */
+static int tell_mapping(Session *s, const VhostUserMsg *request) {
+        VhostUserMsg msg = *request;
+        int r;
+
+        r = postcopy_map(s, &msg);
+        return r < 0 ? r : reply(s, &msg, request->header.size, NULL, 0);
+}
+
+static int take_note(Session *s, const VhostUserMsg *msg) {
+        if (msg->payload.memory.nregions != 0)
+                return -EPROTO;
+        s->postcopy.unanswered = false;
+        rings_update_later(s);
+        return 0;
+}
+
 static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
         int r = 0;
 
+        if (s->postcopy.unanswered)
+                return take_note(s, msg);
+        /* "NEED_REPLY_MASK is not set in this case": there is a reply. */
+        if (s->postcopy.listening && msg->header.flags & VHOST_USER_FLAG_NEED_REPLY)
+                return -EPROTO;
         /* Nothing may point into the old mappings when they go. */
         rings_withdraw_all(s);
         for (unsigned i = 0; i < s->device->n_queues; i++)
@@ -80,7 +104,7 @@ static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
                 r = 0;
         }
         session_keep_memory(s);
-        return r;
+        return r >= 0 && s->postcopy.listening ? tell_mapping(s, msg) : r;
 }
 
 /* One region more ("memory hot-plug"). The rings are taken up again on what there is then. QEMU before 8.0 says it once for each pair of a
@@ -88,7 +112,7 @@ static int handle_set_mem_table(Session *s, const VhostUserMsg *msg, int *fds) {
 static int handle_add_mem_reg(Session *s, VhostUserMemoryRegion region, int *fds) {
         int r;
 
-        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))
+        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) || s->postcopy.listening)
                 return -EPROTO;
         rings_withdraw_all(s);
         (void) guest_memory_remove(&s->memory, region.guest_phys_addr, region.memory_size, region.userspace_addr);
@@ -101,7 +125,7 @@ static int handle_add_mem_reg(Session *s, VhostUserMemoryRegion region, int *fds
 static int handle_rem_mem_reg(Session *s, VhostUserMemoryRegion region) {
         int r;
 
-        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS))
+        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) || s->postcopy.listening)
                 return -EPROTO;
         rings_withdraw_all(s);
         /* A region that changes is removed and added: until then its rings wait. */
@@ -326,6 +350,23 @@ static int handle_check_device_state(Session *s, VhostUserMsg *msg) {
         return reply_u64(s, msg, device_transfer_check(s) < 0 ? 1 : 0);
 }
 
+/* Who asks is told by the descriptor whether it is so. */
+static int handle_postcopy_advise(Session *s, VhostUserMsg *msg, int *fds) {
+        int fd = -EBADF, r;
+
+        if (!has_protocol_feature(s, VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT) || s->postcopy.uffd >= 0)
+                return -EPROTO;
+        r = postcopy_advise(s, fds, &fd);
+        return reply(s, msg, 0, &fd, r >= 0);
+}
+
+static int handle_postcopy_end(Session *s, VhostUserMsg *msg) {
+        int r;
+
+        r = postcopy_end(s);
+        return r < 0 ? r : reply_u64(s, msg, 0);
+}
+
 static int handle_set_inflight_fd(Session *s, VhostUserInflight inflight, int *fds) {
         int r;
 
@@ -362,7 +403,7 @@ static int handle_reset_owner(Session *s) {
 }
 
 /* Requests that have a reply of their own. */
-static int handle_query(Session *s, VhostUserMsg *msg) {
+static int handle_query(Session *s, VhostUserMsg *msg, int *fds) {
         switch (msg->header.request) {
 
         case VHOST_USER_GET_FEATURES:
@@ -394,6 +435,12 @@ static int handle_query(Session *s, VhostUserMsg *msg) {
 
         case VHOST_USER_CHECK_DEVICE_STATE:
                 return handle_check_device_state(s, msg);
+
+        case VHOST_USER_POSTCOPY_ADVISE:
+                return handle_postcopy_advise(s, msg, fds);
+
+        case VHOST_USER_POSTCOPY_END:
+                return handle_postcopy_end(s, msg);
         }
         return -EOPNOTSUPP;
 }
@@ -452,6 +499,9 @@ static int handle_command(Session *s, const VhostUserMsg *msg, int *fds) {
         case VHOST_USER_SET_INFLIGHT_FD:
                 return handle_set_inflight_fd(s, msg->payload.inflight, fds);
 
+        case VHOST_USER_POSTCOPY_LISTEN:
+                return postcopy_listen(s);
+
         case VHOST_USER_SET_STATUS:
                 return handle_set_status(s, msg->payload.u64);
 
@@ -471,7 +521,7 @@ static int handle_request(Session *s) {
 
         r = vhost_user_check_request(&msg, s->receiver.n_fds);
         if (r >= 0)
-                r = vhost_user_request_has_reply(request) ? handle_query(s, &msg) : handle_command(s, &msg, s->receiver.fds);
+                r = vhost_user_request_has_reply(request) ? handle_query(s, &msg, s->receiver.fds) : handle_command(s, &msg, s->receiver.fds);
         if (r < 0 && log_ratelimit(&s->complaints, NULL))
                 (void) log_warning_errno(r, "The front-end's %s (%u) was refused: %m", vhost_user_request_name(request), request);
         if (acknowledge && !vhost_user_request_has_reply(request))
@@ -515,6 +565,7 @@ int session_make(Device *d, int fd, Session **ret) {
                 .device = d,
                 .fd = fd,
                 .backend_fd = -EBADF,
+                .postcopy = { .uffd = -EBADF, .leash = -EBADF },
                 .complaints = { .interval_usec = 30 * USEC_PER_SEC, .burst = 5 },
         };
         d->session = s;
@@ -558,6 +609,7 @@ Session *session_free(Session *s) {
         s->transfer = device_transfer_free(s->transfer);
         inflight_done(&s->inflight);
         guest_memory_done(&s->memory);
+        postcopy_done(&s->postcopy);
         s->backend_fd = safe_close(s->backend_fd);
         s->fd = safe_close(s->fd);
         free(s->reason);
