@@ -272,10 +272,10 @@ Machine *machine_free(Machine *m) {
         if (m->has_vcpus)
                 vcpu_set_done(&m->vcpus);
         m->plugin = machine_plugin_free(m->plugin);
-        m->restore = restore_free(m->restore); /* vCPUs may have waited for memory of it */
         m->snapshot = machine_snapshot_free(m->snapshot);
         m->hotplug = hotplug_free(m->hotplug);
         machine_devices_free(m);
+        m->restore = restore_free(m->restore); /* vCPUs may have waited for memory of it, and helpers */
         (void) arch_free(m->arch);
         if (m->has_kvm)
                 kvm_done(&m->kvm);

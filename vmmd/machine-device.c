@@ -590,6 +590,12 @@ void machine_devices_resume(Machine *m) {
                         vhost_frontend_resume(m->devices[i]->frontend);
 }
 
+void machine_devices_release(Machine *m) {
+        for (size_t i = 0; i < m->n_devices; i++)
+                if (m->devices[i]->frontend)
+                        vhost_frontend_release(m->devices[i]->frontend);
+}
+
 bool machine_devices_are_active(Machine *m) {
         for (size_t i = 0; i < m->n_devices; i++)
                 if (m->devices[i]->frontend && m->devices[i]->state_told < DEVICE_ACTIVE)

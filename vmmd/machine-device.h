@@ -21,6 +21,8 @@ bool machine_devices_are_active(Machine *m);
 /* The helpers let go of the guest's memory, and take it up where they were. All vCPUs parked. Wait for the helpers, as the next one does. */
 void machine_devices_suspend(Machine *m);
 void machine_devices_resume(Machine *m);
+/* All of guest memory is there, or no device has a driver. Waits for the helpers of devices that have one. */
+void machine_devices_release(Machine *m);
 /* As after power-on. All vCPUs parked. Waits for the helpers: not to be called on the loop's thread while it has better to do. */
 void machine_devices_reset(Machine *m);
 void machine_devices_hold_interrupts(Machine *m, bool hold);

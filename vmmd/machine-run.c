@@ -51,6 +51,7 @@ static void *work_thread(void *userdata) {
                 break;
         case WORK_RESUME:
                 machine_devices_resume(m);
+                restore_devices_resumed(m);
                 break;
         case WORK_RESET:
                 machine_devices_reset(m);
@@ -60,6 +61,9 @@ static void *work_thread(void *userdata) {
                 break;
         case WORK_RESTORE:
                 restore_helpers(m);
+                break;
+        case WORK_RELEASE:
+                restore_release(m);
                 break;
         case WORK_NONE:
                 break;
@@ -98,6 +102,8 @@ void machine_work_done(Machine *m) {
                 machine_snapshot_written(m);
         else if (work == WORK_RESTORE)
                 restore_run(m);
+        else if (work == WORK_RELEASE)
+                restore_released(m);
 }
 
 /* --- reset --- */
@@ -237,8 +243,7 @@ void machine_advance(Machine *m) {
                         paused(m);
                 break;
         case GOAL_RESUME:
-                /* What is still to come of its memory the helpers must not see: they are resumed when it is there. */
-                if (m->devices_suspended && !m->restore)
+                if (m->devices_suspended)
                         machine_begin_work(m, WORK_RESUME);
                 else
                         resumed(m);

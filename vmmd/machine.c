@@ -392,7 +392,7 @@ static void take_up(Machine *m, unsigned requests) {
                 machine_work_done(m);
         if (requests & (MACHINE_REQUEST_DEVICES | MACHINE_REQUEST_HOTPLUG | MACHINE_REQUEST_WORK_DONE))
                 hotplug_update(m->hotplug);
-        if (requests & MACHINE_REQUEST_RESTORED)
+        if (requests & (MACHINE_REQUEST_RESTORED | MACHINE_REQUEST_WORK_DONE))
                 restore_update(m);
         if (requests & (MACHINE_REQUEST_PAUSED | MACHINE_REQUEST_WORK_DONE))
                 machine_advance(m);

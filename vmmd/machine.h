@@ -57,7 +57,7 @@ typedef enum MachineRequest {
 typedef enum MachineGoal { GOAL_NONE, GOAL_PAUSE, GOAL_RESUME, GOAL_RESET, GOAL_RELOAD } MachineGoal;
 
 /* What the helpers are made to do meanwhile, on a thread of its own, since they may take their time. */
-typedef enum MachineWork { WORK_NONE, WORK_SUSPEND, WORK_RESUME, WORK_RESET, WORK_SNAPSHOT, WORK_RESTORE } MachineWork;
+typedef enum MachineWork { WORK_NONE, WORK_SUSPEND, WORK_RESUME, WORK_RESET, WORK_SNAPSHOT, WORK_RESTORE, WORK_RELEASE } MachineWork;
 
 /* What the guest's power-off leads to. */
 typedef enum MachineStopping { STOPPING_NOT, STOPPING_POWER_OFF, STOPPING_REBOOT } MachineStopping;

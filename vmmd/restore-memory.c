@@ -5,21 +5,41 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
+#include <sys/socket.h>
 
+#include "log.h"
 #include "restore-memory.h"
+#include "userfault.h"
 
 #define PAGE SNAPSHOT_PAGE
 #define CHUNK SNAPSHOT_CHUNK
 #define MESSAGES_AT_ONCE 32
+#define PEERS_AT_ONCE 16
 
-/* Of /dev/userfaultfd, in Linux since 6.1 (the header is older in some distributions). */
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
+/* Where a piece of the memory is mapped in another process. */
+typedef struct PeerRegion {
+        uint64_t base, size;
+        uint64_t offset; /* in the memory */
+} PeerRegion;
+
+struct RestorePeer {
+        RestoreMemory *memory;
+        int uffd, leash;
+        PeerRegion regions[GUEST_MEMORY_REGIONS_MAX];
+        size_t n_regions;
+        RestorePeer *next;
+};
+
+/* Who waits for a page. */
+typedef struct Waiter {
+        int uffd;
+        uint64_t address; /* in the process whose `uffd` is */
+        uint64_t offset;  /* in the memory */
+} Waiter;
 
 struct RestoreMemory {
         int uffd;
@@ -30,12 +50,17 @@ struct RestoreMemory {
         void *userdata;
         size_t n_registered;
         uint64_t begin_usec;
-        RestoreMemoryStatistics statistics;
+        RestoreMemoryStatistics statistics;      /* of who answers */
+        RestoreMemoryStatistics statistics_told; /* when all was there */
         char *message;
+
+        RestorePeer *peers; /* with `turn` held */
+        int peers_fd;       /* an epoll instance of theirs */
+        bool failed;        /* with `turn` held: none is added any more */
 
         /* Who answers. */
         pthread_t thread;
-        bool has_thread, begun;
+        bool has_thread, begun, complete;
         SnapshotMemoryBuffer buffer;
 
         /* Who reads in turn. */
@@ -50,16 +75,6 @@ struct RestoreMemory {
         atomic_bool *taken;   /* chunks that one of them fetches, or has fetched, as a whole */
         pthread_mutex_t turn; /* held while somebody is answered */
 };
-
-int restore_userfaultfd(int device) {
-        int fd;
-
-        if (device >= 0)
-                fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-        else
-                fd = (int) syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-        return fd < 0 ? -errno : fd;
-}
 
 /* --- a chunk --- */
 
@@ -131,12 +146,6 @@ int restore_memory_read(const GuestMemory *memory, const SnapshotMemory *file, v
 
 /* --- on demand --- */
 
-static int wake(RestoreMemory *r, uint64_t address) {
-        struct uffdio_range range = { .start = address, .len = PAGE };
-
-        return ioctl(r->uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
-}
-
 /* Where nothing is yet; a page that somebody else was faster with stands. Who waits for one that was put there is woken by that. */
 static int put_run(uint8_t *to, const uint8_t *from, size_t length, void *userdata) {
         RestoreMemory *r = userdata;
@@ -171,12 +180,12 @@ static int fetch(RestoreMemory *r, SnapshotMemoryBuffer *b, uint64_t chunk, uint
 
 /* --- what is waited for --- */
 
-static int put_zeroes(RestoreMemory *r, uint64_t address) {
-        struct uffdio_zeropage zero = { .range = { .start = address, .len = PAGE } };
+static int put_zeroes(RestoreMemory *r, const uint8_t *page) {
+        struct uffdio_zeropage zero = { .range = { .start = (uint64_t) (uintptr_t) page, .len = PAGE } };
 
-        if (ioctl(r->uffd, UFFDIO_ZEROPAGE, &zero) >= 0)
+        if (ioctl(r->uffd, UFFDIO_ZEROPAGE, &zero) >= 0 || zero.zeropage == -EEXIST || zero.zeropage == -EAGAIN)
                 return 0;
-        return zero.zeropage == -EEXIST || zero.zeropage == -EAGAIN ? wake(r, address) : -errno;
+        return -errno;
 }
 
 /* The offset of an address of ours in the memory; UINT64_MAX where it is none. */
@@ -191,31 +200,36 @@ static uint64_t offset_of(const RestoreMemory *r, uint64_t address) {
         return UINT64_MAX;
 }
 
-/* One page: who waits is to wait no longer than that takes. */
-static int serve(RestoreMemory *r, uint64_t address) {
-        uint64_t offset = offset_of(r, address), chunk = offset / CHUNK;
-        uint16_t page;
-        int k;
+static uint64_t offset_of_peer(const RestorePeer *p, uint64_t address) {
+        for (size_t i = 0; i < p->n_regions; i++)
+                if (address >= p->regions[i].base && address - p->regions[i].base < p->regions[i].size)
+                        return address - p->regions[i].base + p->regions[i].offset;
+        return UINT64_MAX;
+}
 
-        address = ALIGN_DOWN(address, PAGE);
-        if (offset == UINT64_MAX)
-                return wake(r, address);
+/* One page: who waits is to wait no longer than that takes. */
+static int serve(RestoreMemory *r, const Waiter *w) {
+        uint64_t chunk = w->offset / CHUNK;
+        uint16_t page = (uint16_t) (1U << w->offset % CHUNK / PAGE);
+        const GuestRegion *region = region_of(r->memory, w->offset);
+        int k = 0;
+
         r->statistics.faults++;
-        page = (uint16_t) (1U << offset % CHUNK / PAGE);
-        if (!(snapshot_memory_pages(r->file, chunk) & page))
-                return put_zeroes(r, address);
-        k = fetch(r, &r->buffer, chunk, page, &r->statistics.bytes, &r->message);
-        /* Where it was there already nobody has been woken. */
-        return k < 0 ? k : wake(r, address);
+        if (snapshot_memory_pages(r->file, chunk) & page)
+                k = fetch(r, &r->buffer, chunk, page, &r->statistics.bytes, &r->message);
+        else if (region)
+                k = put_zeroes(r, region->host + (ALIGN_DOWN(w->offset, PAGE) - region->fd_offset));
+        /* Where it was there already nobody has been woken; nor is who waits in another process by what is put in this one. */
+        if (k >= 0)
+                (void) userfault_wake(w->uffd, ALIGN_DOWN(w->address, PAGE), PAGE);
+        return k;
 }
 
 /* Who touches a page is likely to touch the next ones, too. */
-static int serve_neighbours(RestoreMemory *r, uint64_t address) {
-        uint64_t offset = offset_of(r, address), chunk = offset / CHUNK;
+static int serve_neighbours(RestoreMemory *r, uint64_t offset) {
+        uint64_t chunk = offset / CHUNK;
         uint16_t others;
 
-        if (offset == UINT64_MAX)
-                return 0;
         others = (uint16_t) (snapshot_memory_pages(r->file, chunk) & ~(1U << offset % CHUNK / PAGE));
         if (others == 0 || atomic_exchange(&r->taken[chunk], true))
                 return 0;
@@ -223,32 +237,163 @@ static int serve_neighbours(RestoreMemory *r, uint64_t address) {
 }
 
 static bool somebody_waits(const RestoreMemory *r) {
-        struct pollfd p = { .fd = r->uffd, .events = POLLIN };
+        struct pollfd p[] = { { .fd = r->uffd, .events = POLLIN }, { .fd = r->peers_fd, .events = POLLIN } };
 
-        return poll(&p, 1, 0) > 0;
+        return poll(p, ELEMENTSOF(p), 0) > 0;
 }
 
-static int serve_all(RestoreMemory *r) {
+/* Questions of this process, or of `peer`. -EPROTO where a peer asks for what is not the guest's memory. */
+static int serve_all(RestoreMemory *r, RestorePeer *peer) {
+        int uffd = peer ? peer->uffd : r->uffd, k = 0;
         struct uffd_msg messages[MESSAGES_AT_ONCE];
-        size_t n_messages;
+        Waiter waiters[MESSAGES_AT_ONCE];
+        size_t n_waiters = 0;
         ssize_t n;
-        int k = 0;
 
-        n = read(r->uffd, messages, sizeof(messages));
+        n = read(uffd, messages, sizeof(messages));
         if (n < 0)
                 return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-        n_messages = (size_t) n / sizeof(messages[0]);
-        for (size_t i = 0; i < n_messages && k >= 0; i++)
-                if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-                        k = serve(r, messages[i].arg.pagefault.address);
+        for (size_t i = 0; i < (size_t) n / sizeof(messages[0]) && k >= 0; i++) {
+                Waiter w = { .uffd = uffd, .address = messages[i].arg.pagefault.address };
+
+                if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+                        continue;
+                w.offset = peer ? offset_of_peer(peer, w.address) : offset_of(r, w.address);
+                if (w.offset == UINT64_MAX && peer)
+                        return -EPROTO;
+                if (w.offset == UINT64_MAX)
+                        continue;
+                k = serve(r, &w);
+                waiters[n_waiters++] = w;
+        }
         /* Before it has begun whoever touches memory wants that page. */
-        for (size_t i = 0; i < n_messages && k >= 0 && r->begun && !somebody_waits(r); i++)
-                if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-                        k = serve_neighbours(r, messages[i].arg.pagefault.address);
+        for (size_t i = 0; i < n_waiters && k >= 0 && r->begun && !somebody_waits(r); i++)
+                k = serve_neighbours(r, waiters[i].offset);
         return k;
 }
 
-/* --- and the others --- */
+/* --- others --- */
+
+/* Tells that process to end, by hanging up on what does that to it. */
+static void cut_off(RestorePeer *p) {
+        (void) epoll_ctl(p->memory->peers_fd, EPOLL_CTL_DEL, p->uffd, NULL);
+        (void) shutdown(p->leash, SHUT_WR);
+}
+
+/* All of them, and waits until they have: the other end of a leash closes when the last of its threads has no memory any more. Without a limit, since going on would give zeroes to
+ * somebody who may write them to a disk. */
+static void cut_all_off(RestoreMemory *r) {
+        (void) pthread_mutex_lock(&r->turn);
+        r->failed = true;
+        for (RestorePeer *p = r->peers; p; p = p->next)
+                cut_off(p);
+        for (RestorePeer *p = r->peers; p; p = p->next) {
+                struct pollfd end = { .fd = p->leash };
+
+                while (!(end.revents & (POLLHUP | POLLERR)))
+                        (void) poll(&end, 1, -1);
+        }
+        (void) pthread_mutex_unlock(&r->turn);
+}
+
+/* With `turn` held. */
+static int serve_peers(RestoreMemory *r) {
+        struct epoll_event events[PEERS_AT_ONCE];
+        int n, k = 0;
+
+        n = epoll_wait(r->peers_fd, events, PEERS_AT_ONCE, 0);
+        for (int i = 0; i < n && k >= 0; i++) {
+                RestorePeer *p = events[i].data.ptr;
+
+                /* One that would block us says that by an error. */
+                k = events[i].events & ~(uint32_t) EPOLLIN ? -EPROTO : serve_all(r, p);
+                if (k == -EPROTO) {
+                        log_warning("A helper whose memory is still to come asks for what is none; it is ended.");
+                        cut_off(p);
+                        k = 0;
+                }
+        }
+        return k;
+}
+
+static int add_peer(RestoreMemory *r, RestorePeer *p) {
+        struct epoll_event event = { .events = EPOLLIN, .data.ptr = p };
+        int flags = fcntl(p->uffd, F_GETFL), k;
+
+        if (r->failed)
+                return -ESHUTDOWN;
+        /* Somebody's descriptor: waking nobody at an address that anybody has shows what it is. */
+        k = userfault_wake(p->uffd, (uint64_t) (uintptr_t) r->memory->regions[0].host, PAGE);
+        if (k < 0)
+                return k;
+        if (flags < 0 || fcntl(p->uffd, F_SETFL, flags | O_NONBLOCK) < 0 || epoll_ctl(r->peers_fd, EPOLL_CTL_ADD, p->uffd, &event) < 0)
+                return -errno;
+        p->memory = r;
+        p->next = r->peers;
+        r->peers = p;
+        return 0;
+}
+
+int restore_peer_new(RestoreMemory *r, int uffd, int leash, RestorePeer **ret) {
+        _cleanup_(restore_peer_freep) RestorePeer *p = calloc(1, sizeof(RestorePeer));
+        int k;
+
+        if (!p) {
+                (void) safe_close(uffd);
+                (void) safe_close(leash);
+                return -ENOMEM;
+        }
+        *p = (RestorePeer) { .uffd = uffd, .leash = leash };
+        (void) pthread_mutex_lock(&r->turn);
+        k = add_peer(r, p);
+        (void) pthread_mutex_unlock(&r->turn);
+        if (k < 0)
+                return k;
+        *ret = TAKE_PTR(p);
+        return 0;
+}
+
+/* Of the guest's memory, that region; NULL where it is of something else, such as a file. */
+static const GuestRegion *same_region(const RestoreMemory *r, const GuestRegion *region) {
+        for (size_t i = 0; i < r->memory->n_regions; i++)
+                if (r->memory->regions[i].guest_address == region->guest_address && r->memory->regions[i].size == region->size)
+                        return &r->memory->regions[i];
+        return NULL;
+}
+
+void restore_peer_map(RestorePeer *p, const GuestMemory *memory, const uint64_t *bases) {
+        RestoreMemory *r = p->memory;
+
+        (void) pthread_mutex_lock(&r->turn);
+        p->n_regions = 0;
+        for (size_t i = 0; i < memory->n_regions; i++) {
+                const GuestRegion *region = same_region(r, &memory->regions[i]);
+
+                if (region)
+                        p->regions[p->n_regions++] = (PeerRegion) { .base = bases[i], .size = region->size, .offset = region->fd_offset };
+        }
+        (void) pthread_mutex_unlock(&r->turn);
+}
+
+RestorePeer *restore_peer_free(RestorePeer *p) {
+        if (!p)
+                return NULL;
+        if (p->memory) {
+                (void) pthread_mutex_lock(&p->memory->turn);
+                (void) epoll_ctl(p->memory->peers_fd, EPOLL_CTL_DEL, p->uffd, NULL);
+                for (RestorePeer **at = &p->memory->peers; *at; at = &(*at)->next)
+                        if (*at == p) {
+                                *at = p->next;
+                                break;
+                        }
+                (void) pthread_mutex_unlock(&p->memory->turn);
+        }
+        (void) safe_close(p->uffd);
+        (void) safe_close(p->leash);
+        return mfree(p);
+}
+
+/* --- all pages in turn --- */
 
 static int read_in_turn(RestoreMemory *r) {
         int k = 0;
@@ -299,22 +444,42 @@ static void end_reading(RestoreMemory *r) {
 static void unregister(RestoreMemory *r) {
         for (size_t i = 0; i < r->n_registered; i++) {
                 const GuestRegion *region = &r->memory->regions[i];
-                struct uffdio_range range = { .start = (uint64_t) (uintptr_t) region->host, .len = region->size };
 
-                (void) ioctl(r->uffd, UFFDIO_UNREGISTER, &range);
+                userfault_unregister(r->uffd, region->host, region->size);
                 (void) madvise(region->host, region->size, MADV_HUGEPAGE); /* as it was made */
         }
         r->n_registered = 0;
 }
 
-/* 0 where all is there, -ECANCELED where it is to end before. */
+/* Whoever looks for a page of zeroes still asks, here and in other processes, until this is freed. */
+static void complete(RestoreMemory *r) {
+        end_reading(r);
+        r->complete = true;
+        r->statistics.usec = now_usec() - r->begin_usec;
+        r->statistics_told = r->statistics;
+        r->done(0, r->userdata);
+}
+
+static int serve_here_and_there(RestoreMemory *r) {
+        int k;
+
+        (void) pthread_mutex_lock(&r->turn);
+        k = serve_all(r, NULL);
+        if (k >= 0)
+                k = serve_peers(r);
+        (void) pthread_mutex_unlock(&r->turn);
+        return k;
+}
+
+/* -ECANCELED where it is to end. */
 static int run(RestoreMemory *r) {
         for (;;) {
                 struct pollfd p[] = {
                         { .fd = r->stop_fd, .events = POLLIN },
                         { .fd = r->uffd, .events = POLLIN },
+                        { .fd = r->peers_fd, .events = POLLIN },
                         { .fd = r->begun ? -1 : r->begin_fd, .events = POLLIN },
-                        { .fd = r->finished_fd, .events = POLLIN },
+                        { .fd = r->complete ? -1 : r->finished_fd, .events = POLLIN },
                 };
                 int k;
 
@@ -325,14 +490,14 @@ static int run(RestoreMemory *r) {
                         continue;
                 if (p[0].revents)
                         return -ECANCELED;
-                if (p[1].revents) {
-                        (void) pthread_mutex_lock(&r->turn);
-                        k = serve_all(r);
-                        (void) pthread_mutex_unlock(&r->turn);
-                } else if (p[2].revents)
-                        k = begin_reading(r);
+                if (p[1].revents || p[2].revents)
+                        k = serve_here_and_there(r);
                 else if (p[3].revents)
-                        return r->reader_error;
+                        k = begin_reading(r);
+                else if (r->reader_error < 0)
+                        k = r->reader_error;
+                else
+                        complete(r);
                 if (k < 0)
                         return k;
         }
@@ -347,39 +512,24 @@ static void *restore_thread(void *userdata) {
         end_reading(r);
         if (k == -ECANCELED)
                 return NULL;
-        r->statistics.usec = now_usec() - r->begin_usec;
-        /* Holes are the kernel's again; who has asked for one meanwhile is woken. Where it has failed, that is after those who must not see zeroes were told to stop. */
-        if (k >= 0)
-                unregister(r);
+        /* Holes are the kernel's again, and who has asked for one is woken, after those who must not see zeroes were told to stop. */
+        cut_all_off(r);
         r->done(k, r->userdata);
-        if (k < 0)
-                unregister(r);
+        unregister(r);
         return NULL;
 }
 
 /* --- making and freeing --- */
 
-static int register_range(RestoreMemory *r, uint64_t address, uint64_t length) {
-        struct uffdio_register reg = { .range = { .start = address, .len = length }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-        const uint64_t needed = UINT64_C(1) << _UFFDIO_COPY | UINT64_C(1) << _UFFDIO_ZEROPAGE | UINT64_C(1) << _UFFDIO_WAKE;
-
-        if (ioctl(r->uffd, UFFDIO_REGISTER, &reg) < 0)
-                return -errno;
-        return (reg.ioctls & needed) == needed ? 0 : -EOPNOTSUPP;
-}
-
-static int shake_hands(RestoreMemory *r) {
-        struct uffdio_api api = { .api = UFFD_API };
+static int register_all(RestoreMemory *r) {
         int k = 0;
 
-        if (ioctl(r->uffd, UFFDIO_API, &api) < 0)
-                return -errno;
         for (size_t i = 0; i < r->memory->n_regions && k >= 0; i++) {
                 const GuestRegion *region = &r->memory->regions[i];
 
                 /* Who makes one huge page of many fills up what is not there yet, with zeroes, which would stand. */
                 (void) madvise(region->host, region->size, MADV_NOHUGEPAGE);
-                k = register_range(r, (uint64_t) (uintptr_t) region->host, region->size);
+                k = userfault_register(r->uffd, region->host, region->size);
                 r->n_registered++;
         }
         return k;
@@ -391,7 +541,8 @@ static int prepare(RestoreMemory *r) {
         r->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         r->begin_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         r->finished_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (r->stop_fd < 0 || r->begin_fd < 0 || r->finished_fd < 0)
+        r->peers_fd = epoll_create1(EPOLL_CLOEXEC);
+        if (r->stop_fd < 0 || r->begin_fd < 0 || r->finished_fd < 0 || r->peers_fd < 0)
                 return -errno;
         r->taken = calloc(snapshot_memory_n_chunks(r->file), sizeof(*r->taken));
         if (!r->taken)
@@ -399,7 +550,7 @@ static int prepare(RestoreMemory *r) {
         k = snapshot_memory_buffer_init(r->file, &r->buffer);
         if (k >= 0)
                 k = snapshot_memory_buffer_init(r->file, &r->reader_buffer);
-        return k < 0 ? k : shake_hands(r);
+        return k < 0 ? k : register_all(r);
 }
 
 int restore_memory_new(int uffd, const GuestMemory *memory, const SnapshotMemory *file, void (*done)(int error, void *userdata), void *userdata, RestoreMemory **ret) {
@@ -411,7 +562,7 @@ int restore_memory_new(int uffd, const GuestMemory *memory, const SnapshotMemory
                 return -ENOMEM;
         }
         *r = (RestoreMemory) {
-                .uffd = uffd, .stop_fd = -EBADF, .begin_fd = -EBADF, .finished_fd = -EBADF, .memory = memory, .file = file, .done = done, .userdata = userdata,
+                .uffd = uffd, .stop_fd = -EBADF, .begin_fd = -EBADF, .finished_fd = -EBADF, .peers_fd = -EBADF, .memory = memory, .file = file, .done = done, .userdata = userdata,
                 .begin_usec = now_usec(), .turn = PTHREAD_MUTEX_INITIALIZER,
         };
         k = prepare(r);
@@ -441,6 +592,7 @@ RestoreMemory *restore_memory_free(RestoreMemory *r) {
         (void) safe_close(r->stop_fd);
         (void) safe_close(r->begin_fd);
         (void) safe_close(r->finished_fd);
+        (void) safe_close(r->peers_fd);
         snapshot_memory_buffer_done(&r->buffer);
         snapshot_memory_buffer_done(&r->reader_buffer);
         free(r->taken);
@@ -454,5 +606,5 @@ const char *restore_memory_message(const RestoreMemory *r) {
 }
 
 void restore_memory_statistics(const RestoreMemory *r, RestoreMemoryStatistics *ret) {
-        *ret = r->statistics;
+        *ret = r->statistics_told;
 }

@@ -17,6 +17,7 @@
 #include "snapshot-device.h"
 #include "snapshot-memory.h"
 #include "snapshot.h"
+#include "userfault.h"
 
 #define META_SECTION "snapshot"
 #define META_VERSION 1
@@ -40,7 +41,9 @@ struct Restore {
         atomic_bool memory_done;
         atomic_int memory_error;
         bool running;
-        uint64_t begin_usec, run_usec;
+        bool resumes; /* who is released goes on */
+        size_t n_active, n_held; /* devices with a driver; of these, which had to wait for the last page */
+        uint64_t begin_usec, run_usec, devices_usec, memory_usec;
 };
 
 Restore *restore_free(Restore *r) {
@@ -222,6 +225,7 @@ static void on_memory(int error, void *userdata) {
         /* Nobody can end a vCPU's wait for a page but who answers it: with zeroes, from here on, so that none is to enter the guest again. */
         if (error < 0)
                 vcpu_set_pause(&m->vcpus);
+        m->restore->memory_usec = now_usec();
         m->restore->memory_error = error;
         m->restore->memory_done = true;
         machine_request(m, MACHINE_REQUEST_RESTORED);
@@ -246,7 +250,7 @@ int restore_memory(Machine *m, char **ret_message) {
                 return k;
         if (wants_memory_at_once(m->definition))
                 return restore_memory_read(&m->memory, r->file, tell_manager, NULL, ret_message);
-        uffd = restore_userfaultfd(r->userfaultfd);
+        uffd = userfault_new(r->userfaultfd);
         k = uffd < 0 ? uffd : restore_memory_new(uffd, &m->memory, r->file, on_memory, m, &r->memory);
         if (k >= 0)
                 return 0;
@@ -291,6 +295,8 @@ static int load(Machine *m, char **ret_message) {
                 k = vhost_frontend_restored(d->frontend, &r->devices[i].vhost);
                 if (k < 0)
                         return set_message(ret_message, k, "Device '%s': its queues do not lie in the guest's memory.", d->definition->name);
+                if (r->memory && r->userfaultfd >= 0)
+                        vhost_frontend_serve_pages(d->frontend, r->memory, r->userfaultfd);
         }
         return k < 0 ? k : state_reader_finish(r->reader, ret_message);
 }
@@ -320,13 +326,34 @@ void restore_run(Machine *m) {
         vcpu_set_resume(&m->vcpus, false);
         log_info("The guest goes on from the snapshot of '%s', %" PRIu64 " ms after the snapshot was opened.",
                 json_get_string(r->meta, "machine", ""), (r->run_usec - r->begin_usec) / USEC_PER_MSEC);
-        if (r->memory)
-                restore_memory_begin(r->memory);
-        else
+        if (!r->memory) {
                 on_memory(0, m);
+                return;
+        }
+        restore_memory_begin(r->memory);
+        machine_begin_work(m, WORK_RESUME);
 }
 
 /* --- memory --- */
+
+void restore_devices_resumed(Machine *m) {
+        Restore *r = m->restore;
+
+        if (!r || r->devices_usec != 0)
+                return;
+        for (unsigned i = 0; i < MIN(r->n_devices, m->n_devices); i++) {
+                const MachineDevice *d = m->devices[i];
+
+                if (!d->frontend || !r->devices[i].vhost.active)
+                        continue;
+                r->n_active++;
+                if (!vhost_frontend_is_held(d->frontend))
+                        continue;
+                r->n_held++;
+                log_info("Device '%s' waits until all of the guest's memory is there.", d->definition->name);
+        }
+        r->devices_usec = now_usec();
+}
 
 static void tell_restored(Machine *m) {
         Restore *r = m->restore;
@@ -335,10 +362,10 @@ static void tell_restored(Machine *m) {
         if (r->memory)
                 restore_memory_statistics(r->memory, &statistics);
         log_id(LOG_INFO, MESSAGE_SNAPSHOT_RESTORED,
-                "Machine '%s' is restored: the guest ran after %" PRIu64 " ms, all memory was there after %" PRIu64 " ms (%" PRIu64
+                "Machine '%s' is restored: the guest ran after %" PRIu64 " ms, %zu of %zu devices after %" PRIu64 " ms, all memory was there after %" PRIu64 " ms (%" PRIu64
                 " MiB read while it ran, %" PRIu64 " pages waited for).",
-                m->definition->name, (r->run_usec - r->begin_usec) / USEC_PER_MSEC, (now_usec() - r->begin_usec) / USEC_PER_MSEC,
-                statistics.bytes >> 20, statistics.faults);
+                m->definition->name, (r->run_usec - r->begin_usec) / USEC_PER_MSEC, r->n_active - r->n_held, r->n_active,
+                (r->devices_usec - r->begin_usec) / USEC_PER_MSEC, (r->memory_usec - r->begin_usec) / USEC_PER_MSEC, statistics.bytes >> 20, statistics.faults);
 }
 
 void restore_update(Machine *m) {
@@ -349,24 +376,34 @@ void restore_update(Machine *m) {
         if (r->memory_error < 0) {
                 machine_problem(m, MESSAGE_GUEST_CRASHED, "The rest of the guest's memory cannot be read from the snapshot: %s",
                         (r->memory ? restore_memory_message(r->memory) : NULL) ?: strerror(-r->memory_error));
-                m->restore = restore_free(m->restore);
                 machine_finish(m, MACHINE_RESULT_ERROR, m->last_problem ?: "The snapshot's memory cannot be read.");
                 return;
         }
+        if (m->work != WORK_NONE)
+                return; /* whose end brings us here again */
+        /* Who paused the machine with its devices also has them resumed. */
+        r->resumes = !m->devices_suspended || (m->goal == GOAL_NONE && m->state != MACHINE_PAUSED);
+        machine_begin_work(m, WORK_RELEASE);
+}
+
+void restore_release(Machine *m) {
+        machine_devices_release(m);
+        if (m->restore->resumes)
+                machine_devices_resume(m);
+        restore_devices_resumed(m);
+}
+
+void restore_released(Machine *m) {
+        if (m->restore->resumes)
+                m->devices_suspended = false;
         tell_restored(m);
         m->restore = restore_free(m->restore);
-        /* Else whoever resumes the machine later gives the helpers their queues. */
-        if (m->devices_suspended && m->goal == GOAL_NONE && m->work == WORK_NONE && m->state != MACHINE_PAUSED)
-                machine_begin_work(m, WORK_RESUME);
-        else
-                machine_advance(m);
 }
 
 void restore_cancel(Machine *m) {
         if (!m->restore)
                 return;
         log_info("The guest was reset before all of its memory was restored.");
+        machine_devices_release(m); /* asks nobody, where no driver is at work */
         m->restore = restore_free(m->restore);
-        /* No driver is at work any more: this lets the next one in, and asks nobody. */
-        machine_devices_resume(m);
 }

@@ -5,7 +5,7 @@
  *
  * Everything is checked before a vCPU runs: the files and what they are of by restore_new(), before there is a machine; the processor when there are vCPUs; the
  * devices' features and their own state when all helpers have answered. Then the vCPUs run at once, and memory comes as they touch it (restore-memory.h). Helpers map the same
- * memory and would see holes in it: their queues are held until all of it is there. */
+ * memory and would see holes in it: those that can ask for what they miss (vhost-postcopy.h) get their queues at once, the others when all of it is there. */
 
 #include "machine.h"
 
@@ -25,7 +25,7 @@ int restore_files_open(RestoreFiles *files, const char *directory, char **ret_me
 
 /* Reads the state and checks it against the definition; the message says what does not fit. Takes the descriptors over, also on error. *ret is NULL where there are none. */
 int restore_new(RestoreFiles *files, const MachineDefinition *d, Restore **ret, char **ret_message);
-/* No vCPU may be waiting for its memory. */
+/* No vCPU may be waiting for its memory, and no device use it. */
 Restore *restore_free(Restore *r);
 DEFINE_CLEANUP(Restore, restore_free)
 
@@ -39,7 +39,13 @@ bool restore_wants_helpers(const Machine *m);
 void restore_helpers(Machine *m);
 /* They have it: loads everything else, and lets the vCPUs run. Ends the machine where that fails. */
 void restore_run(Machine *m);
-/* Memory may be there by now. */
+/* The helpers that can go on have their queues: says which have to wait. On the thread that gave them those. */
+void restore_devices_resumed(Machine *m);
+/* Memory may be there by now, and no other work be under way. */
 void restore_update(Machine *m);
-/* The machine is reset: nothing of the snapshot is needed any more. All vCPUs are parked. */
+/* It is: no helper asks for any more, and those that have waited go on. On a thread of its own; waits for the helpers. */
+void restore_release(Machine *m);
+/* They have: the machine is restored. */
+void restore_released(Machine *m);
+/* The machine is reset: nothing of the snapshot is needed any more. All vCPUs are parked, and no device has a driver. */
 void restore_cancel(Machine *m);

@@ -21,7 +21,7 @@ static int begin(VhostSession *s, uint32_t direction, int *ret_fd) {
                 return -errno;
         ours = pair[save ? 0 : 1];
         theirs = pair[save ? 1 : 0];
-        r = vhost_session_ask_passing(s, &msg, VHOST_USER_SET_DEVICE_STATE_FD, sizeof(VhostUserTransfer), theirs, &other);
+        r = vhost_session_ask_passing(s, &msg, VHOST_USER_SET_DEVICE_STATE_FD, sizeof(VhostUserTransfer), &theirs, 1, &other);
         if (r < 0)
                 return r;
         if (msg.header.size != sizeof(uint64_t))

@@ -14,6 +14,7 @@
 #include "vhost-device-state.h"
 #include "vhost-frontend.h"
 #include "vhost-inflight.h"
+#include "vhost-postcopy.h"
 #include "vhost-rings.h"
 #include "vhost-session.h"
 
@@ -64,7 +65,9 @@ struct VhostFrontend {
         bool active;
         bool suspended; /* the helper has none of what is activated; changed while the state is not connecting */
         bool torn; /* suspended, but not by the helper's word: it had failed, or went away over it, and requests may have been under way */
-        bool held; /* nor gets it of what will be */
+        bool held; /* guest memory is not all there: nor gets it of what will be, where it cannot do with that */
+        RestoreMemory *pages; /* what is missing, page by page; NULL where it has to be waited for. Until it is held no more */
+        int pages_device;
         bool touched; /* a driver has written to its configuration space since its last reset */
         VhostActivation activation;
 
@@ -109,6 +112,7 @@ static void refresh_config(VhostFrontend *f) {
 /* --- connecting --- */
 
 static void close_session(VhostFrontend *f) {
+        vhost_postcopy_drop(&f->session);
         (void) pthread_mutex_lock(&f->fd_lock);
         f->session.fd = safe_close(f->session.fd);
         (void) pthread_mutex_unlock(&f->fd_lock);
@@ -167,6 +171,24 @@ static bool needs_log(uint16_t virtio_id) {
                 virtio_id == VIRTIO_ID_CRYPTO || virtio_id == VIRTIO_ID_GPU;
 }
 
+/* Whether what is activated has to wait for guest memory, the session being ready: 1 where it has to, 0 where all is there or the helper takes part in what is missing from now on; a negative errno
+ * where the session has ended over it. */
+static int has_to_wait(VhostFrontend *f) {
+        int r;
+
+        if (!f->held || f->session.peer)
+                return 0;
+        if (!f->pages || !vhost_postcopy_can(&f->session))
+                return 1;
+        r = vhost_postcopy_begin(&f->session, f->pages, f->pages_device);
+        return r == -EREMOTEIO ? 1 : r;
+}
+
+static int give(VhostFrontend *f, bool resume) {
+        assert(!f->held || f->session.peer);
+        return vhost_rings_give(&f->session, f->memory, &f->activation, resume);
+}
+
 /* The successor gets what its predecessor had, where it can know what that is. Else it gets nothing before the driver has reset the device. */
 static int take_over(VhostFrontend *f) {
         if (!vhost_session_has(&f->session, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) && needs_log(f->virtio_id) &&
@@ -175,7 +197,16 @@ static int take_over(VhostFrontend *f) {
                 f->lost = true;
                 return 0;
         }
-        return vhost_rings_give(&f->session, f->memory, &f->activation, true);
+        return give(f, true);
+}
+
+/* The same where all of guest memory may not be there. */
+static int take_over_or_wait(VhostFrontend *f) {
+        int r;
+
+        r = has_to_wait(f);
+        f->suspended = r > 0;
+        return r == 0 ? take_over(f) : MIN(r, 0);
 }
 
 /* A helper may not know of the last reset: that was while its process was away, which keeps what the driver before this one has said. It is told at once, since a driver writes to configuration
@@ -221,7 +252,7 @@ static int connect_session(VhostFrontend *f, char **ret_message) {
                         (unsigned long long) (f->activation.features & ~f->session.features));
         f->activation.has_bases = false; /* where the predecessor was; its successor finds out by the log */
         if (f->active && !f->suspended)
-                r = take_over(f);
+                r = take_over_or_wait(f);
         f->config_news = f->active && f->config_generation != generation;
         return r;
 }
@@ -755,6 +786,16 @@ int vhost_frontend_config_write(VhostFrontend *f, uint32_t offset, const void *d
 
 /* --- rings --- */
 
+/* With the lock held and the session ready: no driver is at work any more, so that the helper looks for nothing in guest memory. */
+static int let_go(VhostFrontend *f) {
+        int r;
+
+        r = vhost_rings_take(&f->session, &f->activation);
+        if (f->session.peer)
+                r = vhost_postcopy_end(&f->session);
+        return r;
+}
+
 /* With the lock held and the session ready. */
 static int activate(VhostFrontend *f, uint64_t features) {
         VhostActivation *a = &f->activation;
@@ -771,12 +812,12 @@ static int activate(VhostFrontend *f, uint64_t features) {
                 return r;
 
         f->active = true;
-        f->suspended = f->held;
-        if (f->held)
-                return 0;
-        r = vhost_rings_give(&f->session, f->memory, a, false);
+        r = has_to_wait(f);
+        f->suspended = r > 0;
+        if (r == 0)
+                r = give(f, false);
         if (r == -EREMOTEIO) {
-                (void) vhost_rings_take(&f->session, a);
+                (void) let_go(f);
                 forget_activation(f);
                 return r;
         }
@@ -801,7 +842,7 @@ void vhost_frontend_deactivate(VhostFrontend *f) {
         (void) pthread_mutex_lock(&f->lock);
         if (f->active && wait_ready(f) >= 0) {
                 f->session.timeout_usec = STOP_TIMEOUT_USEC;
-                (void) vhost_rings_take(&f->session, &f->activation);
+                (void) let_go(f);
                 f->session.timeout_usec = REQUEST_TIMEOUT_USEC;
         } else if (f->touched && wait_ready(f) >= 0) {
                 f->touched = false;
@@ -837,22 +878,31 @@ void vhost_frontend_suspend(VhostFrontend *f) {
         (void) pthread_mutex_unlock(&f->lock);
 }
 
-void vhost_frontend_resume(VhostFrontend *f) {
-        bool lost = false;
+/* With the lock held, of what is active and suspended. */
+static void resume(VhostFrontend *f) {
         int r;
 
+        r = wait_ready(f);
+        if (r >= 0)
+                r = has_to_wait(f);
+        if (r > 0)
+                return;
+        /* One that failed gets them when it is there again. */
+        f->suspended = false;
+        /* A session that ended is followed by a new one, which takes the rings over. */
+        if (r >= 0 && f->torn)
+                (void) take_over(f);
+        else if (r >= 0)
+                (void) give(f, true);
+        f->torn = f->activation.has_bases = false;
+}
+
+void vhost_frontend_resume(VhostFrontend *f) {
+        bool lost = false;
+
         (void) pthread_mutex_lock(&f->lock);
-        f->held = false;
         if (f->active && f->suspended) {
-                r = wait_ready(f);
-                /* One that failed gets them when it is there again. */
-                f->suspended = false;
-                /* A session that ended is followed by a new one, which takes the rings over. */
-                if (r >= 0 && f->torn)
-                        (void) take_over(f);
-                else if (r >= 0)
-                        (void) vhost_rings_give(&f->session, f->memory, &f->activation, true);
-                f->torn = f->activation.has_bases = false;
+                resume(f);
                 lost = f->lost;
         }
         (void) pthread_mutex_unlock(&f->lock);
@@ -988,5 +1038,31 @@ int vhost_frontend_restored(VhostFrontend *f, const VhostSnapshot *from) {
 void vhost_frontend_hold(VhostFrontend *f) {
         (void) pthread_mutex_lock(&f->lock);
         f->held = true;
+        (void) pthread_mutex_unlock(&f->lock);
+}
+
+void vhost_frontend_serve_pages(VhostFrontend *f, RestoreMemory *pages, int device) {
+        (void) pthread_mutex_lock(&f->lock);
+        f->pages = pages;
+        f->pages_device = device;
+        (void) pthread_mutex_unlock(&f->lock);
+}
+
+bool vhost_frontend_is_held(VhostFrontend *f) {
+        bool held;
+
+        (void) pthread_mutex_lock(&f->lock);
+        held = f->active && f->suspended && f->held;
+        (void) pthread_mutex_unlock(&f->lock);
+        return held;
+}
+
+void vhost_frontend_release(VhostFrontend *f) {
+        (void) pthread_mutex_lock(&f->lock);
+        /* Who connects looks at the pages for what is active alone. */
+        if (f->active && wait_ready(f) >= 0 && f->session.peer)
+                (void) vhost_postcopy_end(&f->session);
+        f->held = false;
+        f->pages = NULL;
         (void) pthread_mutex_unlock(&f->lock);
 }

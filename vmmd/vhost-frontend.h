@@ -16,6 +16,7 @@
 
 #include "guest-memory.h"
 #include "handover.h"
+#include "restore-memory.h"
 #include "util.h"
 
 #define VHOST_FRONTEND_QUEUES_MAX 64
@@ -137,5 +138,12 @@ int vhost_frontend_restore(VhostFrontend *f, const VhostSnapshot *from, char **r
 /* The registers are those of the snapshot by now: the device is active again, and suspended; it is resumed like any such. -EINVAL where a queue does not lie in guest memory as it
  * should. Does not wait. */
 int vhost_frontend_restored(VhostFrontend *f, const VhostSnapshot *from);
-/* Guest memory is not all there yet: whatever driver comes, the device is suspended from the beginning, until it is resumed. */
+/* Guest memory is not all there yet: whatever driver comes, the device is suspended from the beginning, also where it is resumed, until it is released. */
 void vhost_frontend_hold(VhostFrontend *f);
+/* What is missing comes from `pages`: a helper that can have it one by one (vhost-postcopy.h) is held no longer. `device` is of /dev/userfaultfd; both stay the caller's, and are used until the
+ * device is released, or freed. */
+void vhost_frontend_serve_pages(VhostFrontend *f, RestoreMemory *pages, int device);
+/* Whether what a driver has set up waits for memory. */
+bool vhost_frontend_is_held(VhostFrontend *f);
+/* Memory is all there, or no driver is at work. What is suspended stays that until it is resumed. Waits for the helper, where a driver is at work. */
+void vhost_frontend_release(VhostFrontend *f);

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 
 #include "vhost-inflight.h"
+#include "vhost-postcopy.h"
 #include "vhost-rings.h"
 
 typedef struct RingPointers {
@@ -56,6 +57,7 @@ static int give_memory(VhostSession *s, const GuestMemory *memory) {
         size_t n = memory->n_regions;
         VhostUserMemory table = { .nregions = (uint32_t) n };
         VhostUserMsg msg = {};
+        uint32_t size;
 
         if (n > ELEMENTSOF(fds))
                 return -E2BIG;
@@ -71,8 +73,10 @@ static int give_memory(VhostSession *s, const GuestMemory *memory) {
                 fds[i] = region->fd;
         }
         msg.payload.memory = table;
-        return vhost_session_tell(s, &msg, VHOST_USER_SET_MEM_TABLE,
-                (uint32_t) (offsetof(VhostUserMemory, regions) + n * sizeof(VhostUserMemoryRegion)), fds, n, true);
+        size = (uint32_t) (offsetof(VhostUserMemory, regions) + n * sizeof(VhostUserMemoryRegion));
+        if (s->peer)
+                return vhost_postcopy_give_memory(s, memory, &msg, size, fds, n);
+        return vhost_session_tell(s, &msg, VHOST_USER_SET_MEM_TABLE, size, fds, n, true);
 }
 
 static uint16_t largest_queue(const VhostActivation *a) {

@@ -13,7 +13,7 @@
         (VHOST_BIT(VHOST_USER_PROTOCOL_F_MQ) | VHOST_BIT(VHOST_USER_PROTOCOL_F_REPLY_ACK) |                    \
                 VHOST_BIT(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | VHOST_BIT(VHOST_USER_PROTOCOL_F_CONFIG) |       \
                 VHOST_BIT(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) | VHOST_BIT(VHOST_USER_PROTOCOL_F_STATUS) |     \
-                VHOST_BIT(VHOST_USER_PROTOCOL_F_DEVICE_STATE))
+                VHOST_BIT(VHOST_USER_PROTOCOL_F_DEVICE_STATE) | VHOST_BIT(VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT))
 
 /* A request and a reply that were lost, or never meant, would answer the next request: nothing more is asked on this connection. */
 int vhost_session_over(VhostSession *s, int error) {
@@ -82,18 +82,18 @@ int vhost_session_tell_u64(VhostSession *s, uint32_t request, uint64_t value) {
         return vhost_session_tell(s, &msg, request, sizeof(uint64_t), NULL, 0, false);
 }
 
-int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int fd, int *ret_fd) {
+int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, const int *fds, size_t n_fds, int *ret_fd) {
         int r;
 
         msg->header = (VhostUserHeader) { .request = request, .size = size };
-        r = send_request(s, msg, &fd, fd >= 0 ? 1 : 0);
+        r = send_request(s, msg, fds, n_fds);
         if (r >= 0)
                 r = receive_reply(s, request, msg, ret_fd);
         return r < 0 ? vhost_session_over(s, r) : 0;
 }
 
 int vhost_session_ask(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd) {
-        return vhost_session_ask_passing(s, msg, request, size, -EBADF, ret_fd);
+        return vhost_session_ask_passing(s, msg, request, size, NULL, 0, ret_fd);
 }
 
 int vhost_session_ask_u64(VhostSession *s, uint32_t request, uint64_t *ret) {

@@ -13,12 +13,15 @@
 
 #define VHOST_BIT(n) (UINT64_C(1) << (n))
 
+typedef struct RestorePeer RestorePeer;
+
 typedef struct VhostSession {
         int fd;         /* does not block */
         int backend_fd; /* our end of the back-end's own channel */
         uint64_t features;          /* what the back-end offers */
         uint64_t protocol_features; /* negotiated */
         uint64_t timeout_usec;
+        RestorePeer *peer; /* vhost-postcopy.h; NULL where all of guest memory is there, or the back-end has none */
 } VhostSession;
 
 static inline bool vhost_session_has(const VhostSession *s, unsigned protocol_feature) {
@@ -31,8 +34,8 @@ int vhost_session_tell(VhostSession *s, VhostUserMsg *msg, uint32_t request, uin
 int vhost_session_tell_u64(VhostSession *s, uint32_t request, uint64_t value);
 /* Sends a request that has a reply, which replaces *msg. *ret_fd is the one descriptor that came with it, or -EBADF; NULL closes it. */
 int vhost_session_ask(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int *ret_fd);
-/* The same with a descriptor, which stays the caller's. */
-int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, int fd, int *ret_fd);
+/* The same with descriptors, which stay the caller's. */
+int vhost_session_ask_passing(VhostSession *s, VhostUserMsg *msg, uint32_t request, uint32_t size, const int *fds, size_t n_fds, int *ret_fd);
 /* A request or reply was lost, or never meant: nothing more is asked on this connection. Returns `error`. */
 int vhost_session_over(VhostSession *s, int error);
 int vhost_session_ask_u64(VhostSession *s, uint32_t request, uint64_t *ret);

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "restore-memory.h"
+#include "userfault.h"
 
 #define SIZE MIB(8)
 #define PAGE KIB(4)
@@ -37,9 +38,9 @@ static uint64_t word_of(uint64_t page) {
 
 static int open_uffd(void) {
         _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        int fd = restore_userfaultfd(device);
+        int fd = userfault_new(device);
 
-        return fd < 0 && device >= 0 ? restore_userfaultfd(-EBADF) : fd;
+        return fd < 0 && device >= 0 ? userfault_new(-EBADF) : fd;
 }
 
 static void on_done(int error, void *userdata) {

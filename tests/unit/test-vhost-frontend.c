@@ -1002,6 +1002,7 @@ static void another_helper_goes_on_where_the_snapshot_was_taken(void **state) {
         assert_int_equal(vhost_frontend_restore(rig.frontend, &snapshot, NULL), 0);
         assert_int_equal(vhost_frontend_restored(rig.frontend, &snapshot), 0);
         assert_false(rig_used(&rig, 0, 100, &used));
+        vhost_frontend_release(rig.frontend);
         vhost_frontend_resume(rig.frontend);
         assert_true(rig_used(&rig, 0, 10000, &used));
         assert_int_equal(used.id, 5);
@@ -1055,6 +1056,7 @@ static void what_a_dead_helper_had_taken_is_in_the_snapshot(void **state) {
         assert_int_equal(vhost_frontend_restored(rig.frontend, &snapshot), -EINVAL); /* no such chain */
         snapshot.in_flight.heads[0][1] = 1;
         assert_int_equal(vhost_frontend_restored(rig.frontend, &snapshot), 0);
+        vhost_frontend_release(rig.frontend);
         vhost_frontend_resume(rig.frontend);
         for (unsigned i = 0; i < 3; i++) {
                 static const uint32_t order[] = { 2, 1, 3 };
@@ -1079,6 +1081,7 @@ static void a_driver_that_comes_before_its_memory_waits(void **state) {
                 rig_submit(&rig, 0, 1, 0x200000, 64);
                 assert_false(rig_used(&rig, 0, 50, &used));
         }
+        vhost_frontend_release(rig.frontend);
         vhost_frontend_resume(rig.frontend);
         assert_true(rig_used(&rig, 0, 10000, &used));
         assert_int_equal(used.id, 1);

@@ -95,7 +95,11 @@ static void refuses_requests_of_the_wrong_shape(void **state) {
         static const struct { uint32_t request, size; size_t n_fds; int result; } cases[] = {
                 { 0, 0, 0, -EOPNOTSUPP },
                 { 4711, 0, 0, -EOPNOTSUPP },
-                { VHOST_USER_POSTCOPY_ADVISE, 0, 0, -EOPNOTSUPP },
+                { VHOST_USER_POSTCOPY_ADVISE, 0, 0, -EBADMSG },
+                { VHOST_USER_POSTCOPY_ADVISE, 0, 1, -EBADMSG },
+                { VHOST_USER_POSTCOPY_ADVISE, 0, 3, -EBADMSG },
+                { VHOST_USER_POSTCOPY_LISTEN, 8, 0, -EBADMSG },
+                { VHOST_USER_POSTCOPY_END, 0, 1, -EBADMSG },
                 { VHOST_USER_SET_LOG_BASE, 8, 0, -EOPNOTSUPP },
                 { VHOST_USER_SET_FEATURES, 7, 0, -EBADMSG },
                 { VHOST_USER_SET_FEATURES, 9, 0, -EBADMSG },
@@ -115,6 +119,9 @@ static void refuses_requests_of_the_wrong_shape(void **state) {
                 { VHOST_USER_SET_INFLIGHT_FD, sizeof(VhostUserInflight), 1, 0 },
                 { VHOST_USER_SET_INFLIGHT_FD, 24, 1, 0 },
                 { VHOST_USER_GET_CONFIG, 12, 0, 0 },
+                { VHOST_USER_POSTCOPY_ADVISE, 0, 2, 0 },
+                { VHOST_USER_POSTCOPY_LISTEN, 0, 0, 0 },
+                { VHOST_USER_POSTCOPY_END, 0, 0, 0 },
         };
 
         for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
