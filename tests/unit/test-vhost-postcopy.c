@@ -273,6 +273,7 @@ static void where_reading_fails_nothing_is_written(void **state) {
                 assert_int_equal(d.error, -ENODATA);
                 expect_end(&d, SIGIO);
                 expect_image(&d, 3, false);
+                vhost_frontend_abort(d.rig.frontend); /* there will be no successor to wait for */
                 disk_free(&d);
         }
 }
