@@ -1062,6 +1062,8 @@ void vhost_frontend_release(VhostFrontend *f) {
         /* Who connects looks at the pages for what is active alone. */
         if (f->active && wait_ready(f) >= 0 && f->session.peer)
                 (void) vhost_postcopy_end(&f->session);
+        else if (f->state == VHOST_FRONTEND_READY)
+                vhost_postcopy_drop(&f->session); /* where all is being ended */
         f->held = false;
         f->pages = NULL;
         (void) pthread_mutex_unlock(&f->lock);
