@@ -13,6 +13,8 @@
 #include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 
 #include "restore-memory.h"
 #include "userfault.h"
@@ -263,6 +265,98 @@ static void what_the_guest_wrote_meanwhile_stands(void **state) {
                 write_meanwhile(compressed);
 }
 
+/* A process with a userfaultfd of its own looks at everything, in an order of its own, when it is told to; and ends well where it was as it should be. */
+static _noreturn_ void be_peer(const Rig *rig, int socket, unsigned index) {
+        _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        int uffd = userfault_new(device);
+        uint8_t byte = 0;
+
+        for (size_t i = 0; i < rig->memory.n_regions; i++)
+                if (uffd < 0 || userfault_register(uffd, rig->memory.regions[i].host, rig->memory.regions[i].size) < 0)
+                        _exit(2);
+        if (send_with_fds(socket, &byte, 1, &uffd, 1) != 1 || read(socket, &byte, 1) != 1)
+                _exit(3);
+        for (uint64_t i = 0; i < N_PAGES; i++) {
+                uint64_t page = (i * 577 + index * 11) % N_PAGES;
+
+                if (*page_at(rig, page) != word_of(page))
+                        _exit(4);
+        }
+        _exit(0);
+}
+
+typedef struct Peer {
+        pid_t pid;
+        int socket;
+        RestorePeer *peer;
+} Peer;
+
+static void peer_new(Peer *p, Rig *rig, unsigned index) {
+        uint64_t bases[] = { (uint64_t) (uintptr_t) rig->memory.regions[0].host, (uint64_t) (uintptr_t) rig->memory.regions[1].host };
+        int pair[2], leash[2], uffd = -EBADF;
+        size_t n = 1;
+        uint8_t byte;
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, leash), 0);
+        p->pid = fork();
+        assert_true(p->pid >= 0);
+        if (p->pid == 0)
+                be_peer(rig, pair[1], index);
+        (void) close(pair[1]);
+        (void) close(leash[1]);
+        p->socket = pair[0];
+        assert_int_equal(recv_with_fds(p->socket, &byte, 1, &uffd, &n, 0), 1);
+        assert_true(n == 1 && uffd >= 0);
+        assert_int_equal(restore_peer_new(rig->restore, uffd, leash[0], &p->peer), 0);
+        restore_peer_map(p->peer, &rig->memory, bases);
+}
+
+/* All of them for each of the same pages, and none sees a hole: not even where it is one that stays, nor after all was read. */
+static void other_processes_wait_for_the_same_pages(void **state) {
+        Peer peers[4];
+        int status;
+        Rig rig;
+
+        for (unsigned after = 0; after < 2; after++) {
+                rig_make(&rig);
+                rig_begin(&rig);
+                for (unsigned i = 0; i < ELEMENTSOF(peers); i++)
+                        peer_new(&peers[i], &rig, i);
+                if (after) {
+                        restore_memory_begin(rig.restore);
+                        wait_until_done(&rig);
+                }
+                for (unsigned i = 0; i < ELEMENTSOF(peers); i++)
+                        assert_int_equal(write(peers[i].socket, "", 1), 1);
+                restore_memory_begin(rig.restore);
+                for (uint64_t i = 0; i < N_PAGES; i++)
+                        assert_int_equal(*page_at(&rig, i), word_of(i));
+                for (unsigned i = 0; i < ELEMENTSOF(peers); i++) {
+                        assert_int_equal(waitpid(peers[i].pid, &status, 0), peers[i].pid);
+                        assert_int_equal(status, 0);
+                }
+                if (!after)
+                        wait_until_done(&rig);
+                assert_int_equal(rig.error, 0);
+                for (unsigned i = 0; i < ELEMENTSOF(peers); i++) {
+                        (void) restore_peer_free(peers[i].peer);
+                        (void) close(peers[i].socket);
+                }
+                rig_done(&rig);
+        }
+}
+
+static void who_has_no_userfaultfd_is_no_peer(void **state) {
+        RestorePeer *peer;
+        Rig rig;
+
+        rig_make(&rig);
+        rig_begin(&rig);
+        assert_int_equal(restore_peer_new(rig.restore, eventfd(0, EFD_CLOEXEC), eventfd(0, EFD_CLOEXEC), &peer), -ENOTTY);
+        rig_done(&rig);
+}
+
 static void it_can_be_ended_anywhere(void **state) {
         Rig rig;
 
@@ -338,6 +432,8 @@ int main(void) {
                 cmocka_unit_test(all_of_them_come_and_holes_stay_holes),
                 cmocka_unit_test(a_chunk_that_is_damaged_is_named),
                 cmocka_unit_test(what_the_guest_wrote_meanwhile_stands),
+                cmocka_unit_test(other_processes_wait_for_the_same_pages),
+                cmocka_unit_test(who_has_no_userfaultfd_is_no_peer),
                 cmocka_unit_test(it_can_be_ended_anywhere),
                 cmocka_unit_test(a_file_that_ends_early_is_an_error),
                 cmocka_unit_test(a_page_that_cannot_come_is_not_waited_for),
