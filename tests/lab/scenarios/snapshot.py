@@ -92,12 +92,15 @@ def look_again(lab, name, before, stood=0):
 
 
 def times(lab, name):
-    """When the guest ran, and when all memory was there, of the latest restoration."""
+    """When the guest ran, its devices did, and all memory was there, of the latest restoration; all of its devices but a balloon have not waited for that."""
     for _ in range(180):
         text = lab.check(f"journalctl -q --no-pager -o cat -u vmm@{name}.service")
-        found = re.findall(r"is restored: the guest ran after (\d+) ms, all memory was there after (\d+) ms \((\d+) MiB read while it ran, (\d+) pages", text)
+        found = re.findall(r"is restored: the guest ran after (\d+) ms, (\d+) of (\d+) devices after (\d+) ms, all memory was there after (\d+) ms "
+                           r"\((\d+) MiB read while it ran, (\d+) pages", text)
         if found:
-            return [int(word) for word in found[-1]]
+            ran, took_part, n_devices, devices, there, read, waited = (int(word) for word in found[-1])
+            expect(0 < took_part >= n_devices - 1 and devices < there, f"{took_part} of {n_devices} devices ran after {devices} ms, all memory was there after {there} ms")
+            return [ran, devices, there, read, waited]
         lab.run("sleep 1")
     raise Failure("the journal does not tell of a restoration")
 
@@ -173,9 +176,9 @@ def a_guest_at_work_goes_on_from_a_snapshot(lab):
         define(lab, "demo", DISK)
         before = begin(lab, "demo")
         after = stop_and_restore(lab, "demo", before)
-        ran, there, read, waited = times(lab, "demo")
-        report(f"# snapshot: {size(lab)} MiB on the disk; the guest ran {ran} ms after the start, all memory was there after {there} ms, "
-               f"{waited} pages were waited for; it had counted to {before[0]}, and went on to {after[0]}")
+        ran, devices, there, read, waited = times(lab, "demo")
+        report(f"# snapshot: {size(lab)} MiB on the disk; the guest ran {ran} ms after the start, its devices {devices} ms, all memory was there after "
+               f"{there} ms, {waited} pages were waited for; it had counted to {before[0]}, and went on to {after[0]}")
         # Its disk has been written to since: the snapshot does not fit it any more, and nothing is started.
         lab.check("vmmctl stop --force demo", timeout=120)
         status, output = lab.run(f"vmmctl --directory={SNAPSHOTS} snapshot restore kept demo", timeout=120)
@@ -197,8 +200,10 @@ def twenty_times_and_twice_at_once(lab):
         for number in range(int(os.environ.get("VMM_SNAPSHOT_ROUNDS", 20))):
             before = stop_and_restore(lab, "demo", before, "--compress" if number % 5 == 1 else "")
             runs.append(times(lab, "demo"))
-            report(f"# {number + 1}: {size(lab)} MiB on the disk; the guest ran after {runs[-1][0]} ms, memory was there after {runs[-1][1]} ms, {runs[-1][3]} pages were waited for")
-        report(f"# {len(runs)} times: the guest ran after {sorted(run[0] for run in runs)} ms, memory was there after {sorted(run[1] for run in runs)} ms, "
+            report(f"# {number + 1}: {size(lab)} MiB on the disk; the guest ran after {runs[-1][0]} ms, its devices after {runs[-1][1]} ms, memory was there after "
+                   f"{runs[-1][2]} ms, {runs[-1][4]} pages were waited for")
+        report(f"# {len(runs)} times: the guest ran after {sorted(run[0] for run in runs)} ms, its devices after {sorted(run[1] for run in runs)} ms, memory was there after "
+               f"{sorted(run[2] for run in runs)} ms, "
                f"{size(lab)} MiB")
         since = time.monotonic()
         vmmctl(lab, "--stop take demo kept")
