@@ -54,7 +54,8 @@ struct RestoreMemory {
         RestoreMemoryStatistics statistics_told; /* when all was there */
         char *message;
 
-        RestorePeer *peers; /* with `turn` held */
+        RestorePeer *peers; /* with `turn` held, as the next one */
+        RestorePeer *ending; /* that were told to end, and may not have ended yet */
         int peers_fd;       /* an epoll instance of theirs */
         bool failed;        /* with `turn` held: none is added any more */
 
@@ -280,19 +281,31 @@ static void cut_off(RestorePeer *p) {
         (void) shutdown(p->leash, SHUT_WR);
 }
 
-/* All of them, and waits until they have: the other end of a leash closes when the last of its threads has no memory any more. Without a limit, since going on would give zeroes to
- * somebody who may write them to a disk. */
-static void cut_all_off(RestoreMemory *r) {
-        (void) pthread_mutex_lock(&r->turn);
-        r->failed = true;
-        for (RestorePeer *p = r->peers; p; p = p->next)
-                cut_off(p);
-        for (RestorePeer *p = r->peers; p; p = p->next) {
+/* Or has let go of its leash. */
+static bool has_ended(const RestorePeer *p) {
+        struct pollfd end = { .fd = p->leash };
+
+        return poll(&end, 1, 0) > 0 && end.revents & (POLLHUP | POLLERR);
+}
+
+static void wait_for_end(const RestorePeer *p) {
+        for (; p; p = p->next) {
                 struct pollfd end = { .fd = p->leash };
 
                 while (!(end.revents & (POLLHUP | POLLERR)))
                         (void) poll(&end, 1, -1);
         }
+}
+
+/* All of them, and waits until they have: the other end of a leash closes when the last of its threads has no memory any more. Without a limit, since going
+ * on would give zeroes to somebody who may write them to a disk. */
+static void cut_all_off(RestoreMemory *r) {
+        (void) pthread_mutex_lock(&r->turn);
+        r->failed = true;
+        for (RestorePeer *p = r->peers; p; p = p->next)
+                cut_off(p);
+        wait_for_end(r->peers);
+        wait_for_end(r->ending);
         (void) pthread_mutex_unlock(&r->turn);
 }
 
@@ -375,22 +388,38 @@ void restore_peer_map(RestorePeer *p, const GuestMemory *memory, const uint64_t 
         (void) pthread_mutex_unlock(&r->turn);
 }
 
-RestorePeer *restore_peer_free(RestorePeer *p) {
-        if (!p)
-                return NULL;
-        if (p->memory) {
-                (void) pthread_mutex_lock(&p->memory->turn);
-                (void) epoll_ctl(p->memory->peers_fd, EPOLL_CTL_DEL, p->uffd, NULL);
-                for (RestorePeer **at = &p->memory->peers; *at; at = &(*at)->next)
-                        if (*at == p) {
-                                *at = p->next;
-                                break;
-                        }
-                (void) pthread_mutex_unlock(&p->memory->turn);
-        }
+static void close_peer(RestorePeer *p) {
         (void) safe_close(p->uffd);
         (void) safe_close(p->leash);
-        return mfree(p);
+        free(p);
+}
+
+/* With `turn` held. */
+static void forget_peer(RestoreMemory *r, RestorePeer *p) {
+        for (RestorePeer **at = &r->peers; *at; at = &(*at)->next)
+                if (*at == p) {
+                        *at = p->next;
+                        break;
+                }
+        if (has_ended(p)) {
+                close_peer(p);
+                return;
+        }
+        cut_off(p);
+        p->next = r->ending;
+        r->ending = p;
+}
+
+RestorePeer *restore_peer_free(RestorePeer *p) {
+        RestoreMemory *r = p ? p->memory : NULL;
+
+        if (r) {
+                (void) pthread_mutex_lock(&r->turn);
+                forget_peer(r, p);
+                (void) pthread_mutex_unlock(&r->turn);
+        } else if (p)
+                close_peer(p);
+        return NULL;
 }
 
 /* --- all pages in turn --- */
@@ -562,8 +591,8 @@ int restore_memory_new(int uffd, const GuestMemory *memory, const SnapshotMemory
                 return -ENOMEM;
         }
         *r = (RestoreMemory) {
-                .uffd = uffd, .stop_fd = -EBADF, .begin_fd = -EBADF, .finished_fd = -EBADF, .peers_fd = -EBADF, .memory = memory, .file = file, .done = done, .userdata = userdata,
-                .begin_usec = now_usec(), .turn = PTHREAD_MUTEX_INITIALIZER,
+                .uffd = uffd, .stop_fd = -EBADF, .begin_fd = -EBADF, .finished_fd = -EBADF, .peers_fd = -EBADF,
+                .memory = memory, .file = file, .done = done, .userdata = userdata, .begin_usec = now_usec(), .turn = PTHREAD_MUTEX_INITIALIZER,
         };
         k = prepare(r);
         if (k >= 0)
@@ -588,6 +617,12 @@ RestoreMemory *restore_memory_free(RestoreMemory *r) {
                 (void) pthread_join(r->thread, NULL);
         }
         unregister(r);
+        while (r->ending) {
+                RestorePeer *p = r->ending;
+
+                r->ending = p->next;
+                close_peer(p);
+        }
         (void) safe_close(r->uffd);
         (void) safe_close(r->stop_fd);
         (void) safe_close(r->begin_fd);
