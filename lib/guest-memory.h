@@ -39,7 +39,8 @@ int guest_memory_remove(GuestMemory *memory, uint64_t guest_address, uint64_t si
 /* Unmaps and closes everything; the structure can be used again. */
 void guest_memory_done(GuestMemory *memory);
 
-/* Maps all of it once more where it is: what was said of the mappings by madvise(2) and the like is forgotten. On error some of it may not be mapped, and is not to be touched any more. */
+/* Maps all of it once more where it is: what was said of the mappings by madvise(2) and the like is forgotten. On error some of it may not be mapped, and is
+ * not to be touched any more. */
 int guest_memory_map_again(const GuestMemory *memory);
 
 /* The whole of [address, address + length) as one pointer, or NULL where any part of it lies outside guest memory or

@@ -3,12 +3,14 @@
 
 /* Page faults that somebody else answers, by userfaultfd(2): of pages that a shared file, mapped here, does not have yet.
  *
- * A descriptor made here sees faults of the kernel, too, as those of KVM, of read(2) and of io_uring: it comes from /dev/userfaultfd, since the system call gives such only to root. It belongs to the
- * process that made it, whoever reads it: mappings of others are no business of its. As long as anybody holds it nobody who waits goes on without an answer. */
+ * A descriptor made here sees faults of the kernel, too, as those of KVM, of read(2) and of io_uring: it comes from /dev/userfaultfd, since the system call
+ * gives such only to root. It belongs to the process that made it, whoever reads it: mappings of others are no business of its. As long as anybody holds it
+ * nobody who waits goes on without an answer. */
 
 #include "util.h"
 
-/* Makes one of a descriptor of /dev/userfaultfd, or where that is negative by the system call. It does not block, and is closed on exec. A negative errno where it cannot be had. */
+/* Makes one of a descriptor of /dev/userfaultfd, or where that is negative by the system call. It does not block, and is closed on exec. A negative errno
+ * where it cannot be had. */
 int userfault_new(int device);
 /* Whole pages of a mapping of this process: whoever touches one that is not there waits from now on. */
 int userfault_register(int fd, const void *start, uint64_t length);

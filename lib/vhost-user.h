@@ -39,9 +39,10 @@
 #define VHOST_USER_PROTOCOL_F_XEN_MMAP 17
 #define VHOST_USER_PROTOCOL_F_SHARED_OBJECT 18
 #define VHOST_USER_PROTOCOL_F_DEVICE_STATE 19
-/* Not the specification's: PAGEFAULT for a back-end without privilege, which may not make a userfaultfd that sees faults of the kernel. POSTCOPY_ADVISE brings it two descriptors: /dev/userfaultfd
- * to make one of, and a socket on which nothing is ever said. Whoever serves its faults has the other end; when that closes the back-end's process ends at once, wherever it waits, rather than
- * to find zeroes. Each SET_MEM_TABLE after LISTEN is as that of PAGEFAULT. A back-end that offers this does not offer that. */
+/* Not the specification's: PAGEFAULT for a back-end without privilege, which may not make a userfaultfd that sees faults of the kernel. POSTCOPY_ADVISE
+ * brings it two descriptors: /dev/userfaultfd to make one of, and a socket on which nothing is ever said. Whoever serves its faults has the other end; when
+ * that closes the back-end's process ends at once, wherever it waits, rather than to find zeroes. Each SET_MEM_TABLE after LISTEN is as that of PAGEFAULT. A
+ * back-end that offers this does not offer that. */
 #define VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT 63
 
 /* "Front-end message types" */

@@ -3,9 +3,10 @@
 
 /* A session on guest memory of which not all is there yet: "Migration", POSTCOPY_ADVISE, _LISTEN and _END, as VHOST_USER_PROTOCOL_F_VMM_PAGEFAULT has them.
  *
- * Between LISTEN and END whoever in this process, or in the kernel for it, touches a page that is missing waits until the front-end has put it there. We hold the userfaultfd ourselves, so nobody
- * who waits ever goes on with zeroes. Where nobody is there any more who could put it, this process ends: by SIGIO when the leash's other end closes. That is no handler, since the thread that
- * could run one may wait in the kernel, where only what is fatal reaches it; nor a thread of its own, which would need more system calls than all that is here.
+ * Between LISTEN and END whoever in this process, or in the kernel for it, touches a page that is missing waits until the front-end has put it there. We
+ * hold the userfaultfd ourselves, so nobody who waits ever goes on with zeroes. Where nobody is there any more who could put it, this process ends: by SIGIO
+ * when the leash's other end closes. That is no handler, since the thread that could run one may wait in the kernel, where only what is fatal reaches it;
+ * nor a thread of its own, which would need more system calls than all that is here.
  *
  * A successor is told nothing of it: the session is not kept meanwhile (session-keep.h), and the front-end begins anew. */
 

@@ -362,8 +362,8 @@ static void tell_restored(Machine *m) {
         if (r->memory)
                 restore_memory_statistics(r->memory, &statistics);
         log_id(LOG_INFO, MESSAGE_SNAPSHOT_RESTORED,
-                "Machine '%s' is restored: the guest ran after %" PRIu64 " ms, %zu of %zu devices after %" PRIu64 " ms, all memory was there after %" PRIu64 " ms (%" PRIu64
-                " MiB read while it ran, %" PRIu64 " pages waited for).",
+                "Machine '%s' is restored: the guest ran after %" PRIu64 " ms, %zu of %zu devices after %" PRIu64 " ms, all memory was there after %" PRIu64
+                " ms (%" PRIu64 " MiB read while it ran, %" PRIu64 " pages waited for).",
                 m->definition->name, (r->run_usec - r->begin_usec) / USEC_PER_MSEC, r->n_active - r->n_held, r->n_active,
                 (r->devices_usec - r->begin_usec) / USEC_PER_MSEC, (r->memory_usec - r->begin_usec) / USEC_PER_MSEC, statistics.bytes >> 20, statistics.faults);
 }

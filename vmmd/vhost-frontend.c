@@ -171,8 +171,8 @@ static bool needs_log(uint16_t virtio_id) {
                 virtio_id == VIRTIO_ID_CRYPTO || virtio_id == VIRTIO_ID_GPU;
 }
 
-/* Whether what is activated has to wait for guest memory, the session being ready: 1 where it has to, 0 where all is there or the helper takes part in what is missing from now on; a negative errno
- * where the session has ended over it. */
+/* Whether what is activated has to wait for guest memory, the session being ready: 1 where it has to, 0 where all is there or the helper takes part in what
+ * is missing from now on; a negative errno where the session has ended over it. */
 static int has_to_wait(VhostFrontend *f) {
         int r;
 

@@ -140,8 +140,8 @@ int vhost_frontend_restore(VhostFrontend *f, const VhostSnapshot *from, char **r
 int vhost_frontend_restored(VhostFrontend *f, const VhostSnapshot *from);
 /* Guest memory is not all there yet: whatever driver comes, the device is suspended from the beginning, also where it is resumed, until it is released. */
 void vhost_frontend_hold(VhostFrontend *f);
-/* What is missing comes from `pages`: a helper that can have it one by one (vhost-postcopy.h) is held no longer. `device` is of /dev/userfaultfd; both stay the caller's, and are used until the
- * device is released, or freed. */
+/* What is missing comes from `pages`: a helper that can have it one by one (vhost-postcopy.h) is held no longer. `device` is of /dev/userfaultfd; both stay
+ * the caller's, and are used until the device is released, or freed. */
 void vhost_frontend_serve_pages(VhostFrontend *f, RestoreMemory *pages, int device);
 /* Whether what a driver has set up waits for memory. */
 bool vhost_frontend_is_held(VhostFrontend *f);

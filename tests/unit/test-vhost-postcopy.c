@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* A disk whose memory comes while it is at work: the front-end, what answers faults, and the real helper. What is on the disk afterwards is looked at through the image. */
+/* A disk whose memory comes while it is at work: the front-end, what answers faults, and the real helper. What is on the disk afterwards is looked at
+ * through the image. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -62,7 +63,8 @@ static void submit(Disk *d, unsigned slot, uint32_t type, uint64_t sector, uint6
         ((uint8_t *) h)[64] = 0xee;
         q->descriptors[first] = (struct vring_desc) { .addr = header, .len = sizeof(*h), .flags = VRING_DESC_F_NEXT, .next = (uint16_t) (first + 1) };
         q->descriptors[first + 1] = (struct vring_desc) {
-                .addr = data, .len = length, .flags = (uint16_t) (VRING_DESC_F_NEXT | (type == VIRTIO_BLK_T_IN ? VRING_DESC_F_WRITE : 0)), .next = (uint16_t) (first + 2),
+                .addr = data, .len = length, .next = (uint16_t) (first + 2),
+                .flags = (uint16_t) (VRING_DESC_F_NEXT | (type == VIRTIO_BLK_T_IN ? VRING_DESC_F_WRITE : 0)),
         };
         q->descriptors[first + 2] = (struct vring_desc) { .addr = header + 64, .len = 1, .flags = VRING_DESC_F_WRITE };
         q->available->ring[index % RIG_QUEUE_SIZE] = first;
@@ -122,7 +124,8 @@ static bool is_there(const Disk *d, uint64_t address) {
         return lseek(d->rig.memory.regions[0].fd, (off_t) address, SEEK_DATA) == (off_t) address;
 }
 
-/* A disk that was suspended with `n` writes before it, of `length` bytes each, and that another helper has; its memory is gone. False where there is no userfaultfd. */
+/* A disk that was suspended with `n` writes before it, of `length` bytes each, and that another helper has; its memory is gone. False where there is no
+ * userfaultfd. */
 static bool disk_new(Disk *d, unsigned n, uint32_t length) {
         uint8_t *data;
         unsigned before;
