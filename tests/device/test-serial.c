@@ -68,7 +68,7 @@ static void connect_client(Fixture *f) {
                         (void) usleep(10000);
         }
         assert_int_equal(r, 0);
-        assert_int_equal(bus_client_wait(f->client, 30 * USEC_PER_SEC, NULL), 0);
+        assert_int_equal(bus_client_wait(f->client, 60 * USEC_PER_SEC, NULL), 0);
         assert_int_equal(bus_client_n_registers(f->client), 8);
 }
 
