@@ -16,7 +16,7 @@ void notify_status(const char *also, const char *format, ...) {
         va_end(ap);
         if (r < 0)
                 text = NULL;
-        escaped = escape_status(text);
+        escaped = escape_status(make_one_line(text));
         if (escaped)
                 (void) sd_notifyf(false, "%sSTATUS=%s", also, escaped);
         else if (*also)

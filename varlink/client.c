@@ -79,6 +79,24 @@ static int limit_connecting(int fd, uint64_t usec) {
         return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0 ? -errno : 0;
 }
 
+static int connect_once(int fd, const struct sockaddr_un *address) {
+        return connect(fd, (const struct sockaddr *) address, sizeof(*address)) < 0 ? -errno : 0;
+}
+
+/* Where there is a limit of time a signal ends the wait, be it only that the process was stopped for a while. */
+static int connect_within(int fd, const struct sockaddr_un *address, uint64_t usec) {
+        uint64_t now = now_usec(), until = now > UINT64_MAX - usec ? UINT64_MAX : now + usec;
+        int r;
+
+        do {
+                r = limit_connecting(fd, until - now);
+                if (r >= 0)
+                        r = connect_once(fd, address);
+                now = now_usec();
+        } while (r == -EINTR && now < until);
+        return r == -EINTR ? -EAGAIN : r;
+}
+
 int varlink_client_connect_within(const char *path, uint64_t usec, VarlinkClient **ret) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_close_ int fd = -EBADF;
@@ -92,12 +110,8 @@ int varlink_client_connect_within(const char *path, uint64_t usec, VarlinkClient
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (usec == 0 ? SOCK_NONBLOCK : 0), 0);
         if (fd < 0)
                 return -errno;
-        r = usec == 0 ? 0 : limit_connecting(fd, usec);
-        if (r < 0)
-                return r;
-        if (connect(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
-                return -errno;
-        return varlink_client_new_fd(TAKE_FD(fd), ret);
+        r = usec == 0 ? connect_once(fd, &address) : connect_within(fd, &address, usec);
+        return r < 0 ? r : varlink_client_new_fd(TAKE_FD(fd), ret);
 }
 
 int varlink_client_connect(const char *path, VarlinkClient **ret) {

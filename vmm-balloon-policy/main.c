@@ -269,6 +269,8 @@ static void on_connected(Sidecar *s, const LinkEvent *e) {
         policy_tell_balloon(&s->policy, &e->balloon, now);
         if (policy_amount(s->settings.policy.keep, e->memory) >= e->memory)
                 log_warning("The machine has %" PRIu64 " MiB, and shall keep all of it available: nothing will be taken.", mebibytes(e->memory));
+        /* Whoever waited for the second looks at the first. */
+        show_status(s);
         if (!s->ready)
                 (void) sd_notify(false, "READY=1");
         s->ready = true;

@@ -11,6 +11,7 @@
 #include "log.h"
 #include "machine-device.h"
 #include "machine-internal.h"
+#include "notify.h"
 #include "restore.h"
 #include "snapshot-take.h"
 #include "reload.h"
@@ -160,14 +161,14 @@ static void reset_now(Machine *m) {
         machine_set_state(m, MACHINE_RUNNING, "The guest boots again.");
         vcpu_set_resume(&m->vcpus, true);
         log_id(LOG_INFO, MESSAGE_GUEST_REBOOT, "Machine '%s' was reset and boots again.", m->definition->name);
-        machine_status(m, "Running, reset %u time%s.", m->resets, m->resets == 1 ? "" : "s");
+        notify_status("", "Running, reset %u time%s.", m->resets, m->resets == 1 ? "" : "s");
         goal_reached(m);
         machine_request(m, MACHINE_REQUEST_DEVICES); /* one without any is ready as soon as it runs */
 }
 
 void machine_begin_reset(Machine *m, const char *reason) {
         machine_set_state(m, MACHINE_RESETTING, reason);
-        machine_status(m, "Resetting.");
+        notify_status("", "Resetting.");
         m->devices_reset = false;
         /* What a reboot has waited for is here; a power-off stands. */
         if (m->stopping == STOPPING_REBOOT) {
@@ -182,7 +183,7 @@ void machine_begin_reset(Machine *m, const char *reason) {
 
 static void paused(Machine *m) {
         machine_set_state(m, MACHINE_PAUSED, m->pause_devices ? "Paused with its devices, as asked." : "Paused as asked.");
-        machine_status(m, m->pause_devices ? "Paused with its devices." : "Paused.");
+        notify_status("", m->pause_devices ? "Paused with its devices." : "Paused.");
         goal_reached(m);
 }
 
@@ -190,7 +191,7 @@ static void resumed(Machine *m) {
         /* Else it is being stopped: that stands. */
         if (m->state == MACHINE_PAUSED) {
                 machine_set_state(m, MACHINE_RUNNING, "Resumed as asked.");
-                machine_status(m, "Running.");
+                notify_status("", "Running.");
         }
         vcpu_set_resume(&m->vcpus, false);
         goal_reached(m);

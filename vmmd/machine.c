@@ -63,20 +63,6 @@ void machine_problem(Machine *m, const char *message_id, const char *format, ...
         m->last_problem = TAKE_PTR(text);
 }
 
-void machine_status(Machine *m, const char *format, ...) {
-        _cleanup_free_ char *text = NULL;
-        va_list ap;
-        int r;
-
-        va_start(ap, format);
-        r = vasprintf(&text, format, ap);
-        va_end(ap);
-        if (r < 0)
-                text = NULL;
-        else
-                notify_status("", "%s", make_one_line(text));
-}
-
 static int on_exit_time(sd_event_source *s, uint64_t usec, void *userdata) {
         Machine *m = userdata;
 
@@ -242,7 +228,7 @@ static void handle_panic(Machine *m) {
                 m->stop_timer = sd_event_source_disable_unref(m->stop_timer);
                 machine_set_state(m, MACHINE_PANICKED, reason);
                 machine_set_goal(m, GOAL_NONE, NULL, NULL);
-                machine_status(m, "The guest's kernel panicked; the machine is paused.");
+                notify_status("", "The guest's kernel panicked; the machine is paused.");
                 vcpu_set_pause(&m->vcpus);
                 break;
         }
@@ -268,7 +254,7 @@ static void handle_device_failure(Machine *m, MachineDevice *d) {
         if (!m->started || m->definition->on_device_failure == ON_DEVICE_FAILURE_STOP)
                 machine_finish(m, MACHINE_RESULT_DEVICE, m->last_problem ?: "A device failed.");
         else if (m->state == MACHINE_RUNNING)
-                machine_status(m, "Running without device '%s', which failed.", name);
+                notify_status("", "Running without device '%s', which failed.", name);
 }
 
 /* Where the guest was asked to say when it is ready, nothing else counts. */
@@ -285,7 +271,7 @@ static void update_guest_ready(Machine *m) {
 static void show_running(Machine *m) {
         const MachineDefinition *d = m->definition;
 
-        machine_status(m, "Running: %u vCPU%s, %" PRIu64 " MiB, %zu device%s.%s", d->vcpus, d->vcpus == 1 ? "" : "s", d->memory >> 20,
+        notify_status("", "Running: %u vCPU%s, %" PRIu64 " MiB, %zu device%s.%s", d->vcpus, d->vcpus == 1 ? "" : "s", d->memory >> 20,
                 m->n_devices, m->n_devices == 1 ? "" : "s", d->ready_when == READY_WHEN_GUEST && !m->guest_ready ? " Waiting for the guest to be ready." : "");
 }
 
@@ -294,7 +280,7 @@ void machine_device_healed(Machine *m) {
                 return; /* what it says is of more weight, and gives way when it runs again */
         for (size_t i = 0; i < m->n_devices; i++)
                 if (machine_device_state(m->devices[i]) == DEVICE_FAILED) {
-                        machine_status(m, "Running without device '%s', which failed.", machine_device_definition(m->devices[i])->name);
+                        notify_status("", "Running without device '%s', which failed.", machine_device_definition(m->devices[i])->name);
                         return;
                 }
         show_running(m);
@@ -309,7 +295,7 @@ static void machine_started(Machine *m) {
         if (m->plugin) {
                 log_id(LOG_INFO, MESSAGE_MACHINE_STARTED, "Machine '%s' runs: %u vCPU%s and what its plugin has made.", d->name, d->vcpus,
                         d->vcpus == 1 ? "" : "s");
-                machine_status(m, "Running: %u vCPU%s, and a plugin.", d->vcpus, d->vcpus == 1 ? "" : "s");
+                notify_status("", "Running: %u vCPU%s, and a plugin.", d->vcpus, d->vcpus == 1 ? "" : "s");
                 return;
         }
         log_id(LOG_INFO, MESSAGE_MACHINE_STARTED, "Machine '%s' runs: %u vCPU%s, %" PRIu64 " MiB, %zu devices.",
@@ -332,11 +318,11 @@ static void update_readiness(Machine *m) {
         if (m->ready_sent)
                 return;
         if (m->plugin && atomic_load(&m->first_entry_usec) == 0) {
-                machine_status(m, "Starting; waiting for the plugin.");
+                notify_status("", "Starting; waiting for the plugin.");
                 return;
         }
         if (connecting > 0 || atomic_load(&m->first_entry_usec) == 0) {
-                machine_status(m, connecting == 1 ? "Starting; waiting for %zu device." : "Starting; waiting for %zu devices.",
+                notify_status("", connecting == 1 ? "Starting; waiting for %zu device." : "Starting; waiting for %zu devices.",
                         connecting);
                 return;
         }
@@ -357,7 +343,7 @@ void machine_catch_up(Machine *m) {
 static void show_guest_status(Machine *m) {
         if (m->ended || !m->started || m->state != MACHINE_RUNNING)
                 return;
-        machine_status(m, "%s%s%s", m->guest_ready ? "Guest is ready" : "Guest is not ready", m->guest_status ? ": " : ".",
+        notify_status("", "%s%s%s", m->guest_ready ? "Guest is ready" : "Guest is not ready", m->guest_status ? ": " : ".",
                 m->guest_status ?: "");
 }
 

@@ -203,8 +203,6 @@ const char *machine_state_to_string(MachineState state);
 uint64_t now_realtime_usec(void);
 /* Remembers and logs what went wrong, with a message id of catalog-ids.h or NULL. */
 void machine_problem(Machine *m, const char *message_id, const char *format, ...) _printf_(3, 4);
-/* The unit's status line. */
-void machine_status(Machine *m, const char *format, ...) _printf_(2, 3);
 
 /* What the guest's service manager says of itself, as it came from there. */
 void machine_guest_says(Machine *m, bool ready, const char *status);

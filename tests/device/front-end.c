@@ -24,7 +24,7 @@
                 }                                                                                              \
         } while (false)
 
-int fe_patience = 30000;
+int fe_patience = 60000;
 
 /* As a service manager passes them: the first descriptors behind the standard ones, with their names in the environment. */
 static void pass(const char *names, const int *fds, size_t n) {
@@ -395,7 +395,7 @@ const char *fe_call(const char *path, const char *text, int fd) {
         _cleanup_close_ int socket = -EBADF;
         size_t have = 0;
 
-        for (unsigned i = 0; i < 500 && socket < 0; i++) {
+        for (unsigned i = 0; i < 6000 && socket < 0; i++) {
                 socket = connect_unix(path);
                 if (socket < 0)
                         (void) usleep(10000);

@@ -168,7 +168,7 @@ void manager_start(Manager *m) {
                 struct timespec until;
 
                 (void) clock_gettime(CLOCK_REALTIME, &until);
-                until.tv_sec += 20;
+                until.tv_sec += 60;
                 must(pthread_cond_timedwait(&m->changed, &m->lock, &until) == 0);
         }
         (void) pthread_mutex_unlock(&m->lock);
@@ -336,7 +336,7 @@ bool manager_is_fed(Manager *m, unsigned n) {
 
         synchronize(m);
         (void) clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += 20;
+        until.tv_sec += 60;
         (void) pthread_mutex_lock(&m->lock);
         enough = m->n_fed + n;
         while (m->n_fed < enough && r == 0)

@@ -494,7 +494,7 @@ static void a_new_size_reaches_the_driver(void **state) {
         assert_non_null(strstr(call(&f, "{\"method\":\"io.vmmd.Device.SetConsoleSize\",\"parameters\":{\"columns\":132,\"rows\":43}}", NULL),
                 "{\"parameters\":{}}"));
         p = (struct pollfd) { .fd = f.front_end.backend_fd, .events = POLLIN };
-        assert_int_equal(poll(&p, 1, 30000), 1);
+        assert_int_equal(poll(&p, 1, 60000), 1);
         assert_true(read(f.front_end.backend_fd, &message, sizeof(message)) >= (ssize_t) sizeof(message.header));
         assert_int_equal(message.header.request, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG);
         assert_non_null(strstr(call(&f, "{\"method\":\"io.vmmd.Device.Describe\"}", NULL), "\"columns\":132,\"rows\":43"));

@@ -254,7 +254,7 @@ static void reset(Hostile *h) {
 static void serves(Hostile *h, const Request *r, bool indirect) {
         unsigned n = request_n_buffers(r);
         struct vring_used_elem e;
-        uint64_t until = now_usec() + 10 * USEC_PER_SEC;
+        uint64_t until = now_usec() + 60 * USEC_PER_SEC;
         uint32_t writable = 0;
 
         if (indirect)
@@ -265,7 +265,7 @@ static void serves(Hostile *h, const Request *r, bool indirect) {
                 writable += r->buffers[i].writable ? r->buffers[i].length : 0;
         fe_offer(&h->f, r->queue, 0);
         fe_kick(&h->f, r->queue);
-        while (!fe_used(&h->f, r->queue, r->waits ? 20 : 10000, &e)) {
+        while (!fe_used(&h->f, r->queue, r->waits ? 20 : 60000, &e)) {
                 must(r->waits && now_usec() < until);
                 host_stimulate(&h->host, r->queue);
         }

@@ -23,7 +23,7 @@
 #define DATA KIB(8)
 #define BUFFERS MIB(1)
 #define DISK_SIZE MIB(1)
-#define PATIENCE_MSEC 30000
+#define PATIENCE_MSEC 60000
 #define NEVER UINT_MAX
 
 /* When whoever lives is killed: at which stop of the first one, counted once its session stands, and of the second one, counted from its beginning; and how many

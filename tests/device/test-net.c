@@ -163,7 +163,7 @@ static void wait_for_link(int fd, const char *name) {
                 struct pollfd p = { .fd = fd, .events = POLLIN };
                 ssize_t n;
 
-                assert_int_equal(poll(&p, 1, 30000), 1);
+                assert_int_equal(poll(&p, 1, 60000), 1);
                 n = recv(fd, buffer, sizeof(buffer), 0);
                 assert_true(n > 0);
                 for (struct nlmsghdr *m = (void *) buffer; NLMSG_OK(m, n); m = NLMSG_NEXT(m, n)) {
@@ -1123,7 +1123,7 @@ static void a_deleted_interface_takes_the_link_down(void **state) {
         assert_int_equal(config_of(&f).status, VIRTIO_NET_S_LINK_UP);
         delete_interface("passing");
         p = (struct pollfd) { .fd = f.backend_fd, .events = POLLIN };
-        assert_int_equal(poll(&p, 1, 30000), 1);
+        assert_int_equal(poll(&p, 1, 60000), 1);
         assert_int_equal(config_of(&f).status, 0);
         before = cpu_usec(f.pid);
         guest_sends(&f, TX, 100, 1);

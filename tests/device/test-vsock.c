@@ -1251,7 +1251,7 @@ static void *bulk_host(void *userdata) {
         while (sent < BULK || b->received < BULK) {
                 struct pollfd p = { .fd = b->fd, .events = POLLIN | (sent < BULK ? POLLOUT : 0) };
 
-                if (poll(&p, 1, 30000) != 1)
+                if (poll(&p, 1, 60000) != 1)
                         break;
                 if (p.revents & POLLOUT) {
                         ssize_t n = send(b->fd, pattern + sent % PATTERN, MIN(KIB(64), BULK - sent), MSG_DONTWAIT | MSG_NOSIGNAL);

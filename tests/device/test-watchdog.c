@@ -133,7 +133,7 @@ static bool slow_begin(Slow *s, int fd) {
         assert_return_code(ioctl(s->uffd, UFFDIO_REGISTER, &reg), errno);
         assert_int_equal(pthread_create(&s->writer, NULL, write_page, s), 0);
         p = (struct pollfd) { .fd = s->uffd, .events = POLLIN };
-        assert_int_equal(poll(&p, 1, 20000), 1); /* it has begun */
+        assert_int_equal(poll(&p, 1, 60000), 1); /* it has begun */
         return true;
 }
 

@@ -8,6 +8,7 @@ import struct
 import time
 
 from lablib import LabError
+from scenario import PATIENCE, journal, wait_for, wait_until
 
 # From `systemctl start` to the first line of /init, in a lab that has other work, too.
 BOOT = 120
@@ -66,13 +67,14 @@ class Machine:
             self.devices = list(definition["devices"])
         definition.update(settings)
         # What is wanted by a target stays loaded, and so its result can be asked for when it has ended.
-        lab.check(f"""
+        self.since = lab.check(f"""
 if [ -d {self.cgroup} ]; then systemctl stop {self.unit}; fi
 mkdir -p /etc/vmm /var/log/vmm-lab {WANTS}
 rm -f {self.log}
 cat >/etc/vmm/{name}.json
 ln -sf /lib/systemd/system/vmm@.service {WANTS}/{self.unit}
-systemctl daemon-reload""", timeout=120, input=json.dumps(definition, indent=8).encode())
+systemctl daemon-reload
+date +@%s.%6N""", timeout=120, input=json.dumps(definition, indent=8).encode()).split()[-1]
 
     def __enter__(self):
         return self
@@ -93,8 +95,17 @@ systemctl --all reset-failed 'vmm*'""", timeout=180)
             raise LabError(f"systemctl start {self.unit} failed: {output.strip()}\n{self.journal()}")
 
     def journal(self, lines=25):
-        return self.lab.run(f"journalctl -q --no-pager -o short-monotonic -n {lines} -u {self.unit} "
-                            f"-u 'vmm-device@*'", timeout=60)[1]
+        """The last lines of the machine's unit and of devices, with all that was said before. What they do not have is no failure: this tells of others."""
+        return self.lab.run(f"timeout 30 journalctl --sync; journalctl -q --no-pager -o short-monotonic -n {lines} "
+                            f"-u {self.unit} -u 'vmm-device@*'", timeout=60)[1]
+
+    def explain(self):
+        """For whoever waited in vain."""
+        return self.journal(60)
+
+    def said(self, *units):
+        """All that its unit has said, or those units have, since the machine was defined."""
+        return journal(self.lab, f"-o cat --since={self.since} " + " ".join(f"-u {shlex.quote(unit)}" for unit in units or (self.unit,)))
 
     def where_it_stands(self):
         """For whoever wants to know why a guest does nothing: each thread of vmmd with what it has worked in a second, its system call and where it is in
@@ -169,14 +180,32 @@ exit 1"""
             raise LabError(f"Describe: {reply}")
         return reply["parameters"]
 
-    def wait_until(self, what, condition, timeout=60):
-        """Looks every half second or so until what vmmd says of itself is so; returns that."""
-        deadline = time.monotonic() + timeout * self.lab.patience
-        while not condition(description := self.describe()):
-            if time.monotonic() > deadline:
-                raise LabError(f"{self.name}: {what}: not within {timeout} s, but {description}\n{self.journal()}")
-            time.sleep(0.5)
-        return description
+    def wait_until(self, what, condition, timeout=PATIENCE):
+        """Looks until what vmmd says of itself is so; returns that."""
+        return wait_until(self.lab, f"{self.name}: {what}", self.describe, condition, timeout, self.explain)
+
+    def wait_for(self, what, condition, timeout=PATIENCE):
+        """For a shell condition, on the host."""
+        wait_for(self.lab, f"{self.name}: {what}", condition, timeout, self.explain)
+
+    def wait_for_state(self, unit, condition, timeout=PATIENCE):
+        """Looks until the service manager says so of a unit; returns what it says."""
+        return wait_until(self.lab, unit, lambda: self.state(unit), condition, timeout, self.explain)
+
+    def wait_for_another(self, unit, pid, timeout=PATIENCE):
+        """Until the unit is active with another process than that one; returns its state."""
+        return self.wait_for_state(unit, lambda state: state["ActiveState"] == "active" and state["MainPID"] not in ("0", pid), timeout)
+
+    def wait_until_devices_ended(self, timeout=PATIENCE):
+        """Devices end after their machine, and by themselves: what `systemctl stop` waits for is the machine. Returns {unit: state}."""
+        units = self.units()[1:]
+        return wait_until(self.lab, "the devices end after their machine", lambda: dict(zip(units, self.states(units))) if units else {},
+                          lambda states: all(state["ActiveState"] in ("inactive", "failed") for state in states.values()), timeout, self.explain)
+
+    def printed_in_the_end(self):
+        """What the guest has printed up to its end: the serial port's helper may write the last of it after vmmd has ended."""
+        self.wait_for_state(self.device_unit("serial"), lambda state: state["ActiveState"] in ("inactive", "failed"))
+        return self.printed()
 
     def wait_until_ended(self, timeout=BOOT):
         """Waits until the unit is inactive or failed; returns its state."""

@@ -79,6 +79,42 @@ def expect(condition, text):
         raise Failure(text)
 
 
+# What is asked of a program may be answered before it is done, and what happened may be known here before it is there: whoever looks right after
+# either sees one or the other, as the host has time. Such things are waited for. The time is what nothing takes that does not hang.
+PATIENCE = 90
+
+
+def wait_until(lab, what, look, condition, timeout=PATIENCE, explain=None, interval=0.5):
+    """Looks again and again until what look() returns fulfils the condition; returns that. `what` says what is waited for, and explain() returns
+    more for whoever has to know why it did not come."""
+    deadline = time.monotonic() + timeout * lab.patience
+    while not condition(seen := look()):
+        if time.monotonic() > deadline:
+            raise Failure(f"{what}: not within {timeout} s, but {seen}\n{explain() if explain else ''}")
+        time.sleep(interval)
+    return seen
+
+
+def wait_for(lab, what, condition, timeout=PATIENCE, explain=None):
+    """The same of a shell condition, which the host looks at by itself. Where it did not come, what it printed the last time is said."""
+    status, output = lab.run(f"""
+until said=$( {{ {condition}
+}} 2>&1 ); do
+        if [ $SECONDS -ge {timeout * lab.patience} ]; then
+                printf '%s\\n' "$said"
+                exit 1
+        fi
+        sleep 0.2
+done""", timeout + 120)
+    if status != 0:
+        raise Failure(f"{what}: not within {timeout} s; `{condition}` prints: {output.strip()}\n{explain() if explain else ''}")
+
+
+def journal(lab, arguments):
+    """What journalctl prints, of all that was said before: journald reads what it is told in its own time."""
+    return lab.check(f"journalctl --sync && journalctl -q --no-pager {arguments}", timeout=120)
+
+
 def find(names):
     """The scenarios of the files named (FILE or FILE:WORDS), in the order of the files; of all where none is named."""
     here = os.path.join(lablib.HERE, "scenarios")

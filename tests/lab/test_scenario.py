@@ -159,6 +159,33 @@ class Choosing(unittest.TestCase):
             scenario.scenario(host="container")
 
 
+class ShellLab(FakeLab):
+    """Its host is this machine."""
+    patience = 1
+
+    def run(self, command, timeout):
+        result = subprocess.run(["bash", "-c", f"{{ {command}\n}} 2>&1"], stdout=subprocess.PIPE, text=True, timeout=timeout, check=False)
+        return result.returncode, result.stdout
+
+
+class Waiting(unittest.TestCase):
+    def test_what_is_there_is_there_at_once(self):
+        scenario.wait_for(ShellLab(), "nothing", "true", 0)
+        self.assertEqual(scenario.wait_until(ShellLab(), "nothing", lambda: 5, bool, 0), 5)
+
+    def test_what_comes_is_waited_for(self):
+        with tempfile.TemporaryDirectory() as directory:
+            scenario.wait_for(ShellLab(), "the third look", f"echo >>{directory}/looks; [ $(wc -l <{directory}/looks) = 3 ]")
+        looks = iter(range(5))
+        self.assertEqual(scenario.wait_until(ShellLab(), "the third look", lambda: next(looks), lambda n: n == 3, interval=0), 3)
+
+    def test_what_does_not_come_is_told_with_what_was_seen(self):
+        with self.assertRaisesRegex(scenario.Failure, "the file: not within 0 s; .*No such file.*\nbecause"):
+            scenario.wait_for(ShellLab(), "the file", "cat /nowhere/at/all; false", 0, lambda: "because")
+        with self.assertRaisesRegex(scenario.Failure, "six: not within 0 s, but 5\nbecause"):
+            scenario.wait_until(ShellLab(), "six", lambda: 5, lambda n: n == 6, 0, lambda: "because", interval=0)
+
+
 class Reading(unittest.TestCase):
     LINE = "WORK 7 time=8100 disk=12,0,0,350 clock=90,0,0,1200 synced=23\n"
 

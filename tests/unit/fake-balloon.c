@@ -237,7 +237,7 @@ void fake_balloon_expect(FakeBalloon *f, const char *line) {
         struct pollfd p = { .fd = f->socket, .events = POLLIN };
         char text[64] = "";
 
-        if (poll(&p, 1, 30000) != 1 || recv(f->socket, text, sizeof(text) - 1, 0) <= 0)
+        if (poll(&p, 1, 60000) != 1 || recv(f->socket, text, sizeof(text) - 1, 0) <= 0)
                 fail_msg("the balloon does not say '%s'", line);
         assert_string_equal(text, line);
 }
@@ -253,7 +253,7 @@ unsigned fake_balloon_count(FakeBalloon *f) {
         unsigned count;
 
         assert_true(send(f->socket, "count", 6, MSG_NOSIGNAL) > 0);
-        assert_true(poll(&p, 1, 30000) == 1 && recv(f->socket, text, sizeof(text) - 1, 0) > 0);
+        assert_true(poll(&p, 1, 60000) == 1 && recv(f->socket, text, sizeof(text) - 1, 0) > 0);
         assert_int_equal(sscanf(text, "%u", &count), 1); /* NOLINT(cert-err34-c) */
         return count;
 }

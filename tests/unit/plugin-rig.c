@@ -149,7 +149,7 @@ const char *rig_wait_for_end(PluginRig *rig) {
         int r = 0;
 
         (void) clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += 20;
+        until.tv_sec += 60;
         (void) pthread_mutex_lock(&rig->lock);
         while (!rig->ended && r == 0)
                 r = pthread_cond_timedwait(&rig->changed, &rig->lock, &until);

@@ -25,7 +25,7 @@
 #include "skip.h"
 #include "stream.h"
 
-#define PATIENCE_USEC (30 * USEC_PER_SEC)
+#define PATIENCE_USEC (60 * USEC_PER_SEC)
 #define MEMORY MIB(1000)
 
 typedef struct Fixture {
@@ -442,6 +442,7 @@ static void ends_without_a_pressure_file(void **state) {
 
 static void is_ready_once_subscribed(void **state) {
         Fixture *f = *state;
+        const char *status;
 
         assert_int_equal(unlink(f->control), 0);
         start(f, NULL);
@@ -452,6 +453,10 @@ static void is_ready_once_subscribed(void **state) {
         until(f, strstr(f->told, "READY=1"));
         assert_int_equal(varlink_stream_n_subscribers(f->stream), 1);
         assert_int_equal(f->statistics_interval, 100000);
+        /* Whoever waits until it is ready finds its status there. */
+        status = strstr(f->told, "STATUS=");
+        if (!status || status > strstr(f->told, "READY=1"))
+                fail_msg("there is no status before READY=1: %s", f->told);
         until(f, strstr(f->told, "STATUS=Steady: the balloon has 0 MiB of 0 MiB"));
         assert_int_equal(f->trigger_size, strlen("some 150000 2000000") + 1);
         assert_string_equal(f->trigger, "some 150000 2000000");

@@ -958,11 +958,11 @@ static void a_status_is_told_with_what_else_there_is(void **state) {
         assert_return_code(getsockname(fd, (struct sockaddr *) &address, &size), errno);
         address.sun_path[0] = '@';
         assert_return_code(setenv("NOTIFY_SOCKET", address.sun_path, 1), errno);
-        notify_status("STOPPING=1\n", "%s has ended: %i", "a\\x2db", 1);
+        notify_status("STOPPING=1\n", "%s has ended: %i", "a\\x2db\nMAINPID=1", 1);
         (void) unsetenv("NOTIFY_SOCKET");
         notify_status("", "nobody is told");
         assert_true(recv(fd, told, sizeof(told) - 1, MSG_DONTWAIT) > 0);
-        assert_string_equal(told, "STOPPING=1\nSTATUS=a\\\\x2db has ended: 1");
+        assert_string_equal(told, "STOPPING=1\nSTATUS=a\\\\x2db?MAINPID=1 has ended: 1");
         assert_int_equal(recv(fd, told, sizeof(told), MSG_DONTWAIT), -1);
         (void) close(fd);
 }

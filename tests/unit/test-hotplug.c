@@ -149,6 +149,8 @@ static void expect_event(Machine *m, const char *type, const char *device, const
                 fail_msg("expected %s of %s (%s): %s", type, device, reason, text);
 }
 
+/* An answer that says nothing else. An error has parameters, too. */
+#define DONE "{\"parameters\":{}}"
 #define ATTACH_RNG "{\"name\":\"r\",\"definition\":{\"type\":\"rng\"},\"timeout\":20000000}"
 #define DISK                                                                                                   \
         "{\"name\":\"d\",\"definition\":{\"type\":\"block\",\"path\":\"/passed\",\"queues\":4},\"timeout\":20000000," \
@@ -225,15 +227,27 @@ static unsigned private_memory(const Machine *m) {
         return kib;
 }
 
-/* A connection whose end vmmd has not seen yet is none that leaks: the least of what is seen within a moment. */
+/* A connection whose end vmmd has not seen yet is none that leaks: the least of what is seen within a moment, in each part of which it has answered somebody. */
 static unsigned settled(const Machine *m, unsigned (*count)(const Machine *m)) {
         unsigned least = UINT32_MAX;
 
         for (unsigned i = 0; i < 20; i++) {
+                call_and_succeed(&m->run, "Describe", "{}");
                 least = MIN(least, count(m));
                 (void) usleep(10000);
         }
         return least;
+}
+
+static void expect_to_settle(const Machine *m, unsigned (*count)(const Machine *m), unsigned expected) {
+        unsigned n = 0;
+
+        for (unsigned i = 0; i < 300; i++) {
+                n = settled(m, count);
+                if (n == expected)
+                        return;
+        }
+        fail_msg("%u of what there were %u", n, expected);
 }
 
 /* --- refusals --- */
@@ -349,7 +363,7 @@ static void keeps_a_device_that_the_guest_does_not_let_go_of(void **state) {
                 describe_has(&m, "\"state\":\"active\",\"pciAddress\":\"0000:00:01.0\",\"attached\":true", true);
         }
         /* Later, by itself. */
-        call(&m, INTERFACE "PowerButton", "{}", -1, "{}");
+        call(&m, INTERFACE "PowerButton", "{}", -1, DONE);
         expect_event(&m, "deviceDetached", "r", "by itself");
         describe_has(&m, "\"name\":\"r\"", false);
         attach_rng(&m);
@@ -361,13 +375,13 @@ static void does_nothing_while_the_machine_is_paused_but_by_force(void **state) 
 
         START(&m, willing, 2);
         attach_rng(&m);
-        call(&m, INTERFACE "Pause", "{\"devices\":true}", -1, "{}");
+        call(&m, INTERFACE "Pause", "{\"devices\":true}", -1, DONE);
         call(&m, INTERFACE "DetachDevice", "{\"name\":\"r\"}", -1, "WrongState");
         call(&m, INTERFACE "AttachDevice", "{\"name\":\"s\",\"definition\":{\"type\":\"rng\"}}", -1, "\"state\":\"ready\"");
         expect_event(&m, "deviceAttached", "s", "");
         call(&m, INTERFACE "DetachDevice", "{\"name\":\"r\",\"force\":true}", -1, "{\"parameters\":{}}");
         expect_event(&m, "deviceDetached", "r", "force");
-        call(&m, INTERFACE "Resume", "{}", -1, "{}");
+        call(&m, INTERFACE "Resume", "{}", -1, DONE);
         call(&m, INTERFACE "DetachDevice", "{\"name\":\"s\",\"timeout\":20000000}", -1, "{\"parameters\":{}}");
         machine_end(&m);
 }
@@ -465,9 +479,9 @@ static void cycle_often(Machine *m, const Kind *kind, int fd) {
         print_message("# %u times %s in %u ms: %u descriptors, %u KiB, %u threads before; %u, %u, %u after\n", CYCLES, kind->definition,
                 (unsigned) ((now_usec() - begun) / USEC_PER_MSEC), fds, memory, threads, settled(m, count_fds), private_memory(m),
                 settled(m, count_threads));
-        assert_int_equal(settled(m, count_fds), fds);
-        assert_int_equal(settled(m, count_fds_of_manager), kept);
-        assert_int_equal(settled(m, count_threads), threads);
+        expect_to_settle(m, count_fds, fds);
+        expect_to_settle(m, count_fds_of_manager, kept);
+        expect_to_settle(m, count_threads, threads);
 #ifndef __SANITIZE_ADDRESS__
         /* One of these devices has some ten KiB. */
         assert_in_range(private_memory(m), 0, memory + 128);
@@ -574,7 +588,7 @@ static void nobody_takes_over_while_a_device_goes(void **state) {
         take_snapshot(&m, "Device 'r' is just being detached.");
         assert_true(kill(m.run.pid, 0) >= 0);
         call(&m, INTERFACE "DetachDevice", "{\"name\":\"r\",\"force\":true}", -1, "{\"parameters\":{}}");
-        end_call(going, "{");
+        end_call(going, DONE);
         machine_end(&m);
 }
 
@@ -596,7 +610,7 @@ static void takes_away_by_force_and_gives_the_slot_again(void **state) {
                 describe_has(&m, "\"name\":\"r\"", false);
         }
         /* All three are ejected at last. */
-        call(&m, INTERFACE "PowerButton", "{}", -1, "{}");
+        call(&m, INTERFACE "PowerButton", "{}", -1, DONE);
         for (unsigned i = 0;; i++) {
                 char reply[4096];
 
@@ -608,7 +622,7 @@ static void takes_away_by_force_and_gives_the_slot_again(void **state) {
                 expect_event(&m, "deviceDetached", "r", "");
                 if (strstr(reply, "0000:00:01.0"))
                         break;
-                call(&m, INTERFACE "PowerButton", "{}", -1, "{}");
+                call(&m, INTERFACE "PowerButton", "{}", -1, DONE);
         }
         machine_end(&m);
 }
@@ -623,7 +637,7 @@ static void a_reset_keeps_what_is_attached_and_does_what_was_asked(void **state)
         expect_event(&m, "deviceAttached", "s", "");
         c = begin_call(&m, INTERFACE "DetachDevice", "{\"name\":\"r\",\"timeout\":60000000}", -1);
         wait_until_asked(&m);
-        call(&m, INTERFACE "Reset", "{}", -1, "{}");
+        call(&m, INTERFACE "Reset", "{}", -1, DONE);
         end_call(c, "{\"parameters\":{}}");
         expect_event(&m, "deviceDetached", "r", "reset");
         wait_for_state(&m.run, "running");
@@ -665,12 +679,12 @@ static void a_device_of_the_definition_can_go_and_others_come(void **state) {
         }
         (void) snprintf(path, sizeof(path), "%s/devices/tiny/com.varlink", m.run.directory);
         for (unsigned i = 0; access(path, F_OK) < 0; i++) {
-                assert_true(i < 1000);
+                assert_true(i < 6000);
                 (void) usleep(10000);
         }
         (void) snprintf(path, sizeof(path), "%s/devices/tiny/own.varlink", m.run.directory);
         for (unsigned i = 0; access(path, F_OK) < 0; i++) {
-                assert_true(i < 1000);
+                assert_true(i < 6000);
                 (void) usleep(10000);
         }
         machine_run(&m);
@@ -703,7 +717,7 @@ static void a_helper_that_dies_meanwhile_holds_nobody_up(void **state) {
         slot_unit_stop(&m.slots[0]);
         m.slots[0].manager = 0;
         expect_event(&m, "deviceFailed", "r", "went away");
-        call(&m, INTERFACE "PowerButton", "{}", -1, "{}");
+        call(&m, INTERFACE "PowerButton", "{}", -1, DONE);
         end_call(c, "{\"parameters\":{}}");
         expect_event(&m, "deviceDetached", "r", "as asked");
 
@@ -716,7 +730,7 @@ static void a_helper_that_dies_meanwhile_holds_nobody_up(void **state) {
 static void wait_until_describe_has(Machine *m, const char *word) {
         char reply[4096];
 
-        for (unsigned i = 0; i < 3000; i++) {
+        for (unsigned i = 0; i < 6000; i++) {
                 call_text(&m->run, INTERFACE "Describe", "{}", reply);
                 if (strstr(reply, word))
                         return;
@@ -792,8 +806,8 @@ static void what_another_vmmd_left_in_a_slot_is_taken_out(void **state) {
         int c;
 
         PREPARE(&m, willing, 1, "");
-        for (unsigned i = 0; (c = connect_unix(m.slots[0].sockets[1])) < 0; i++)
-                assert_true(i < 100);
+        c = connect_unix(m.slots[0].sockets[1]);
+        assert_return_code(c, errno); /* it waits in the queue of a unit that has not begun yet */
         send_call(c, "io.vmmd.Slot.Configure", configure, "");
         reply = receive(c);
         assert_non_null(reply);

@@ -65,7 +65,7 @@ static pid_t start_parent(const PluginRun *p, int output, const char *program, c
 /* Nobody tells that the parent listens. */
 static void wait_for_socket(const PluginRun *p) {
         for (unsigned i = 0; access(p->socket, F_OK) < 0; i++) {
-                assert_true(i < 2000);
+                assert_true(i < 12000);
                 (void) usleep(5000);
         }
 }

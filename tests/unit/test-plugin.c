@@ -749,8 +749,11 @@ static void delivers_messages_to_a_vcpu(void **state) {
                 .irq_id = 24, .kind = CROSVM_IRQ_ROUTE_MSI, .msi = { .address = 0xfee00000, .data = 0x42 } }), 0);
         assert_int_equal(crosvm_create_irq_event(rig.crosvm, 24, &irq), 0);
         assert_int_equal(write(crosvm_irq_event_get_fd(irq), &one, sizeof(one)), sizeof(one));
-        for (unsigned i = 0; i < 1000 && !(lapic.regs[0x220] & 0x4); i++) /* a work queue of KVM's carries it */
+        for (unsigned i = 0; i < 60000 && !(lapic.regs[0x220] & 0x4); i++) { /* a work queue of KVM's carries it */
+                if (i > 0)
+                        (void) usleep(1000);
                 assert_int_equal(crosvm_vcpu_get_lapic_state(vcpu, &lapic), 0);
+        }
         assert_int_equal(lapic.regs[0x220] & 0x6, 0x6);
         assert_int_equal(crosvm_destroy_irq_event(rig.crosvm, &irq), 0);
         rig_end(&rig);

@@ -66,7 +66,7 @@ static void start_helper(Device *d, const Run *run, const char *name, bool read_
                 _exit(127);
         }
         for (unsigned i = 0; access(d->sockets[0], F_OK) < 0 || access(d->sockets[1], F_OK) < 0; i++) {
-                assert_true(i < 1000);
+                assert_true(i < 6000);
                 (void) usleep(10000);
         }
 }

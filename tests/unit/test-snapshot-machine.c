@@ -65,7 +65,7 @@ static void start_helper(Helpers *h, const char *disk, unsigned i) {
                 _exit(127);
         }
         for (unsigned k = 0; access(socket, F_OK) < 0 || access(varlink, F_OK) < 0; k++) {
-                assert_true(k < 1000);
+                assert_true(k < 6000);
                 (void) usleep(10000);
         }
 }
@@ -715,7 +715,7 @@ static void refuses_a_device_that_cannot_tell_its_state(void **state) {
                 _exit(127);
         }
         for (unsigned k = 0; access(options[0] + strlen("--socket-path="), F_OK) < 0 || access(options[1] + strlen("--varlink-path="), F_OK) < 0; k++) {
-                assert_true(k < 3000);
+                assert_true(k < 6000);
                 (void) usleep(10000);
         }
         run_vmmd(&run, true);

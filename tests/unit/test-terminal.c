@@ -140,7 +140,7 @@ static void assert_reads(int fd, const char *expected) {
                 struct pollfd p = { .fd = fd, .events = POLLIN };
                 ssize_t got;
 
-                assert_int_equal(poll(&p, 1, 30000), 1);
+                assert_int_equal(poll(&p, 1, 60000), 1);
                 got = read(fd, buffer + n, length - n);
                 assert_return_code(got, errno);
                 assert_int_not_equal(got, 0);

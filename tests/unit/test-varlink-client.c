@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/socket.h>
@@ -128,13 +129,25 @@ static void says_why_it_cannot_connect(void **state) {
         assert_null(c);
 }
 
+typedef struct Acceptor {
+        int listener;
+        pthread_t waiter;
+} Acceptor;
+
+static void on_signal(int sig) {
+}
+
 static void *accept_two(void *userdata) {
+        const Acceptor *a = userdata;
+
         for (size_t i = 0; i < 2; i++) {
                 int fd;
 
-                /* So that the other one does wait. */
+                /* So that the other one does wait, and goes on waiting after a signal. */
                 (void) usleep(50 * USEC_PER_MSEC);
-                fd = accept(*(int *) userdata, NULL, NULL);
+                (void) pthread_kill(a->waiter, SIGUSR1);
+                (void) usleep(20 * USEC_PER_MSEC);
+                fd = accept(a->listener, NULL, NULL);
                 if (fd < 0)
                         return NULL;
                 (void) close(fd);
@@ -145,8 +158,10 @@ static void *accept_two(void *userdata) {
 static void waits_for_a_place_in_the_queue_as_long_as_it_may(void **state) {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         VarlinkClient *first = NULL, *second = NULL;
+        const struct sigaction action = { .sa_handler = on_signal };
         char directory[] = "/tmp/vmm-test.XXXXXX";
         void *result = NULL;
+        Acceptor acceptor;
         pthread_t thread;
         uint64_t begin;
         int fd;
@@ -162,7 +177,9 @@ static void waits_for_a_place_in_the_queue_as_long_as_it_may(void **state) {
         begin = now_usec();
         assert_int_equal(varlink_client_connect_within(address.sun_path, 50 * USEC_PER_MSEC, &second), -EAGAIN);
         assert_true(now_usec() - begin >= 40 * USEC_PER_MSEC);
-        assert_int_equal(pthread_create(&thread, NULL, accept_two, &fd), 0);
+        assert_int_equal(sigaction(SIGUSR1, &action, NULL), 0);
+        acceptor = (Acceptor) { .listener = fd, .waiter = pthread_self() };
+        assert_int_equal(pthread_create(&thread, NULL, accept_two, &acceptor), 0);
         assert_int_equal(varlink_client_connect_within(address.sun_path, 60 * USEC_PER_SEC, &second), 0);
         assert_int_equal(pthread_join(thread, &result), 0);
         assert_non_null(result);

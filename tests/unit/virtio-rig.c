@@ -186,7 +186,7 @@ void rig_spawn(Rig *rig, const char *const *arguments) {
                 _exit(127);
         }
         for (unsigned i = 0; (fd = connect_unix(rig->path)) < 0; i++) {
-                must(i < 1000);
+                must(i < 6000);
                 (void) usleep(10000);
         }
         (void) close(fd);
@@ -202,7 +202,7 @@ void rig_kill(Rig *rig) {
 
 void rig_expect_state(Rig *rig, VhostFrontendState state) {
         for (unsigned i = 0; vhost_frontend_state(rig->frontend) != state; i++) {
-                must(i < 10000);
+                must(i < 60000);
                 (void) usleep(1000);
         }
 }

@@ -5,7 +5,7 @@ import socket
 import sys
 
 connection = socket.socket(socket.AF_UNIX)
-connection.settimeout(20)
+connection.settimeout(50)
 connection.connect(sys.argv[1])
 parameters = sys.argv[3] if len(sys.argv) > 3 else "{}"
 connection.sendall(b'{"method":"%s","parameters":%s}\0' % (sys.argv[2].encode(), parameters.encode()))

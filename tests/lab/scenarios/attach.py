@@ -6,7 +6,7 @@ import re
 import shlex
 
 from machine import Machine
-from scenario import expect, scenario
+from scenario import expect, scenario, wait_until
 
 BOTH = ("bookworm", "trixie")
 NO_HOTPLUG = "no device is attached to a running 64-bit Arm machine, for want of a way to tell its guest"
@@ -47,17 +47,12 @@ def clean_up(lab):
 def vmmctl(lab, words, status=0, timeout=60):
     got, output = lab.run(f"vmmctl {words} </dev/null", timeout)
     expect(got == status, f"`vmmctl {words}` ended with {got}, not {status}: {output.strip()}\n"
-           + lab.run("journalctl -q --no-pager -n 20 -u 'vmm*'")[1])
+           + lab.run("journalctl --sync; journalctl -q --no-pager -n 20 -u 'vmm*'")[1])
     return output
 
 
 def slot(machine, number):
     return machine.device_unit(f"slot{number}")
-
-
-def wait_for(lab, condition, text):
-    status, _ = lab.run(f"for i in $(seq 1200); do {condition} && exit; sleep 0.1; done; exit 1", timeout=600)
-    expect(status == 0, text + "\n" + lab.run("journalctl -q --no-pager -n 20 -u 'vmm*'")[1])
 
 
 def stored(lab, unit):
@@ -92,16 +87,13 @@ def each_kind_becomes_a_unit_and_is_gone_again(lab):
 
                 # Killed, it comes back as the same device.
                 lab.check(f"systemctl kill -s KILL --kill-who=main '{unit}'")
-                wait_for(lab, f"[ $(systemctl show '{unit}' -p MainPID --value) -gt 0 ] && "
-                         f"[ $(systemctl show '{unit}' -p MainPID --value) != {state['MainPID']} ] && "
-                         f"[ $(systemctl show '{unit}' -p ActiveState --value) = active ]", f"{kind}: the helper does not come back")
-                again = machine.state(unit)
+                again = machine.wait_for_another(unit, state["MainPID"])
                 expect(again["StatusText"] == state["StatusText"], f"{kind} is something else afterwards: {again}")
 
                 vmmctl(lab, "detach plug it --force")
-                wait_for(lab, f"[ $(systemctl show '{unit}' -p ActiveState --value) = inactive ]", f"{kind}: the unit does not end")
-                state = machine.state(unit)
-                expect(state["Result"] == "success" and stored(lab, unit) == 0, f"{kind}: {state}, {stored(lab, unit)} kept")
+                state = machine.wait_for_state(unit, lambda state: state["ActiveState"] in ("inactive", "failed"))
+                expect((state["ActiveState"], state["Result"]) == ("inactive", "success"), f"{kind}: {state}")
+                wait_until(lab, f"nothing of {kind} is kept", lambda unit=unit: stored(lab, unit), lambda kept: kept == 0, explain=machine.journal)
                 expect(device(lab, machine, "it") is None, f"{kind}: {device(lab, machine, 'it')}")
     finally:
         clean_up(lab)

@@ -17,7 +17,7 @@ def boot(lab, kernel, image, vcpus, memory):
                  command_line="quiet", onPanic="stop") as machine:
         machine.start()
         state = machine.wait_until_ended()
-        text = machine.printed()
+        text = machine.printed_in_the_end()
         expect("INIT-STEPS" in text, f"no /init:\n{text[-1500:]}\n{machine.journal()}")
         expect(state["Result"] == "success", f"the unit ended with {state['Result']}\n{machine.journal()}")
         check_info(text, kernel, vcpus, SIZES[memory])

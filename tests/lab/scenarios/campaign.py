@@ -7,7 +7,7 @@ import random
 import time
 
 import lablib
-from scenario import Failure, expect, report, scenario
+from scenario import expect, report, scenario
 from workload import IMAGE, Workload, check_records
 
 # Which of the guest's works needs which helper.
@@ -48,14 +48,8 @@ echo 64K >$cgroup/memory.max
 for i in $(seq 100); do [ -d /proc/{pid} ] || break; sleep 0.1; done
 [ -d $cgroup ] && echo max >$cgroup/memory.max
 ! [ -d /proc/{pid} ]""", timeout=120)
-        self.wait_for_another(unit, pid)
+        self.work.wait_for_another(unit, pid)
         self.kills += 1
-
-    def wait_for_another(self, unit, pid):
-        status, _ = self.lab.run(f"for i in $(seq 600); do p=$(systemctl show -P MainPID {unit}); [ \"$p\" != 0 -a \"$p\" != {pid} ] && "
-                                 f"[ \"$(systemctl show -P ActiveState {unit})\" = active ] && exit 0; sleep 0.1; done; exit 1", timeout=300)
-        if status != 0:
-            raise Failure(f"{unit} did not come back\n{self.work.journal(60)}")
 
     def strike(self, device, way="kill"):
         """One helper ends, and the guest goes on; notes the longest time for which nothing was done on that device."""

@@ -12,7 +12,7 @@ from debian import LOGIN
 from lablib import LabError
 from machine import Machine, escape, make_tiny_kernel
 from network import SERVER, bridge
-from scenario import Failure, expect, report, scenario
+from scenario import Failure, expect, report, scenario, wait_for
 
 NAME = "everything"
 WORK = "/var/lib/vmm-lab/everything"
@@ -292,4 +292,7 @@ def every_device_at_once(lab):
         lab.check(f"systemctl stop vmm@{NAME}.service", timeout=180)
         result = lab.check(f"systemctl show vmm@{NAME}.service -P ActiveState -P Result").split()
         expect(sorted(result) == ["inactive", "success"], f"it ended as {result}")
+        # The image is its program's until then.
+        unit = f"vmm-device@{NAME}-data.service"
+        wait_for(lab, f"{unit} has ended", f"state=$(systemctl show -P ActiveState {unit}); echo $state; [ $state = inactive ] || [ $state = failed ]")
         look_at_image(lab, above)

@@ -78,6 +78,7 @@ def programs_of_others_are_a_guests_devices(lab, files):
         lab.check(f"vmmctl resize {machine.name} disk 96M", timeout=60)
         expect(machine.expect(r"^GROW (.*)")[1] == f"{96 << 11} at-the-end", "the disk did not grow")
         machine.wait_until_ended()
+        machine.wait_until_devices_ended()  # the image is its program's until then
     lab.check(f"""
 set -e; cd {WORK}
 [ "$(md5sum <base.raw)" = "$(cat base.sum)" ]

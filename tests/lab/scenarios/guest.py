@@ -7,7 +7,7 @@ import subprocess
 
 from debian import command, login
 from lablib import LabError
-from scenario import Failure, expect, scenario
+from scenario import Failure, expect, journal, scenario
 
 
 def define(lab, name="demo", memory="512M", vcpus=2, devices=None, **settings):
@@ -68,8 +68,8 @@ def stop(lab):
     expect(status == 0, f"systemctl stop: {output}")
     state = lab.check("systemctl show vmm@demo.service -p ActiveState -p Result -p ExecMainStatus")
     expect("Result=success" in state and "ActiveState=inactive" in state and "ExecMainStatus=0" in state, state)
-    journal = lab.run("journalctl -q -o cat -u vmm@demo.service -n 100")[1]
-    expect("The guest powered off." in journal, f"stopped by force:\n{journal}")
+    said = journal(lab, "-o cat -u vmm@demo.service -n 100")
+    expect("The guest powered off." in said, f"stopped by force:\n{said}")
 
 
 TAP, HOST, GUEST, PORT = "vmlab0", "10.77.0.1", "10.77.0.2", 7777

@@ -14,12 +14,10 @@ def expect_result(machine, state, result, status):
            f"{machine.journal()}")
 
 
-def still_running(lab, machine):
-    """The device units of the machine that do not end by themselves within a while."""
-    units = " ".join(machine.units()[1:])
-    lab.run(f"for i in $(seq 240); do systemctl is-active -q {units} || break; sleep 0.5; done", timeout=300)
-    states = machine.states(machine.units()[1:])
-    return [unit for unit, state in zip(machine.units()[1:], states) if state["ActiveState"] != "inactive"]
+def expect_devices_to_end(machine):
+    """By themselves within a while, and well."""
+    failed = {unit: state for unit, state in machine.wait_until_devices_ended().items() if state["ActiveState"] != "inactive"}
+    expect(not failed, f"devices that did not end well: {failed}\n{machine.journal()}")
 
 
 @scenario(releases=BOTH)
@@ -29,8 +27,7 @@ def power_off_in_the_guest_ends_the_unit_cleanly(lab):
         state = machine.wait_until_ended()
         expect(state["ActiveState"] == "inactive", f"the unit is {state['ActiveState']}\n{machine.journal()}")
         expect_result(machine, state, "success", 0)
-        left = still_running(lab, machine)
-        expect(not left, f"devices outlive their guest: {left}")
+        expect_devices_to_end(machine)
 
 
 @scenario(releases=BOTH)
@@ -78,15 +75,14 @@ def stop_presses_the_power_button_and_devices_stop_after_their_guest(lab):
         machine.expect("^BUTTON-READY")
         status, output = lab.run(f"systemctl stop {machine.unit}", timeout=120)
         expect(status == 0, f"systemctl stop failed: {output}")
-        expect("\nBUTTON\n" in machine.printed(), f"the guest saw no button\n{machine.printed()[-800:]}\n{machine.journal()}")
         expect_result(machine, machine.state(), "success", 0)
-        left = still_running(lab, machine)
-        expect(not left, f"still there: {left}\n{machine.journal()}")
+        expect_devices_to_end(machine)
+        expect("\nBUTTON\n" in machine.printed(), f"the guest saw no button\n{machine.printed()[-800:]}\n{machine.journal()}")
         guest, *devices = (int(state["InactiveEnterTimestampMonotonic"]) for state in machine.states(machine.units()))
         for device, end in zip(machine.devices, devices):
             expect(end >= guest > 0, f"{device} ended {guest - end} us before its guest")
-        sockets = lab.run("systemctl list-units --plain --no-legend --state=active 'vmm-device@test*' 'vmm@test*'")[1]
-        expect(not sockets.strip(), f"units that are still active:\n{sockets}")
+        units = "systemctl list-units --plain --no-legend --state=active,deactivating 'vmm-device@test*' 'vmm@test*'"
+        machine.wait_for("no unit is there any more", f'units=$({units}); echo "$units"; [ -z "$units" ]')
 
 
 @scenario()

@@ -6,7 +6,7 @@ import json
 import re
 
 from machine import Machine
-from scenario import expect, scenario
+from scenario import expect, scenario, wait_for, wait_until
 
 EXAMPLES = "/usr/share/doc/vmmd/examples/network"
 OUTSIDE = "192.0.2.1"
@@ -53,8 +53,11 @@ systemd-run -q --unit=outside -p NetworkNamespacePath=/run/netns/outside -p Stan
 systemctl restart systemd-networkd""", timeout=180)
     try:
         # networkd gives up on what the kernel of a host that crawls does not answer in time.
-        wait_for(lab, "ip -4 address show vmm0 | grep -q 10.77.0.1/ || { networkctl | grep -q 'vmm0.*failed' && networkctl reconfigure vmm0; false; }")
-        wait_for(lab, " && ".join(f"ip link show {tap} | grep -q 'mtu {mtu} .*vmm0'" for tap in taps))
+        wait_for(lab, "the bridge has its address",
+                 "ip -4 address show vmm0 | grep 10.77.0.1/ || { networkctl | grep 'vmm0.*failed' && networkctl reconfigure vmm0; false; }", 120,
+                 lambda: what_the_network_is(lab))
+        wait_for(lab, "the taps are its ports", " && ".join(f"ip link show {tap} | grep 'mtu {mtu} .*vmm0'" for tap in taps), 120,
+                 lambda: what_the_network_is(lab))
         yield
     finally:
         lab.run(f"""
@@ -64,10 +67,8 @@ for link in {' '.join(taps)} vmm0 out0; do ip link delete $link; done
 ip netns delete outside""", timeout=120)
 
 
-def wait_for(lab, condition, seconds=60):
-    status, _ = lab.run(f"while [ $SECONDS -lt {seconds * 2 * lab.patience} ]; do {{ {condition}; }} 2>/dev/null && exit 0; sleep 0.5; done; exit 1",
-                        timeout=seconds * 2 + 60)
-    expect(status == 0, f"after {seconds} s: not {condition}\n" + lab.run("ip address; journalctl -q -n 30 -u systemd-networkd")[1])
+def what_the_network_is(lab):
+    return lab.run("ip address; journalctl --sync; journalctl -q -n 30 -u systemd-networkd")[1]
 
 
 def lan(tap, **options):
@@ -139,15 +140,15 @@ def a_macvtap_may_come_after_its_machine(lab):
         with Machine(lab, name="mact", kernel="tiny", devices=lan("vmtap0")) as machine:
             unit = machine.device_unit("lan")
             lab.check(f"systemctl start --no-block {machine.unit}")
-            wait_for(lab, f"[ $(systemctl show -P ActiveState '{unit}') = activating ]")
+            machine.wait_for_state(unit, lambda state: state["ActiveState"] == "activating")
             lab.check("ip link add link mv0 name vmtap0 address 52:54:00:00:00:0c type macvtap mode bridge && ip link set vmtap0 up")
-            wait_for(lab, f"[ $(systemctl show -P ActiveState {machine.unit}) = active ]")
-            details = device(lab, machine, "lan")["details"]
-            expect(details["kind"] == "macvtap" and details["mac"] == "52:54:00:00:00:0c" and details["link"], f"{details}")
+            machine.wait_for_state(machine.unit, lambda state: state["ActiveState"] == "active")
+            details = wait_until(lab, "the link is up", lambda: device(lab, machine, "lan")["details"], lambda details: details["link"])
+            expect(details["kind"] == "macvtap" and details["mac"] == "52:54:00:00:00:0c", f"{details}")
             lab.check("ip link set vmtap0 down")
-            wait_for(lab, f"journalctl -q -u '{unit}' | grep -q \"'vmtap0' is down\"")
+            machine.wait_for("the helper says that it is down", f"journalctl -q -u '{unit}' --since={machine.since} | grep \"'vmtap0' is down\"")
             lab.check("ip link delete vmtap0")
-            wait_for(lab, f"journalctl -q -u '{unit}' | grep -q \"'vmtap0' has been deleted\"")
+            machine.wait_for("the helper says that it is gone", f"journalctl -q -u '{unit}' --since={machine.since} | grep \"'vmtap0' has been deleted\"")
             expect(machine.state()["ActiveState"] == "active", "the machine suffered")
     finally:
         lab.run("ip link delete mv0")
@@ -168,7 +169,7 @@ def a_killed_network_helper_comes_back_with_its_interface(lab):
                 for _ in range(3):
                     unit, pid = b.device_unit("lan"), b.state(b.device_unit("lan"))["MainPID"]
                     lab.check(f"systemctl kill -s KILL {unit}")
-                    wait_for(lab, f"[ $(systemctl show -P ActiveState {unit}) = active ] && [ $(systemctl show -P MainPID {unit}) != {pid} ]", 120)
+                    b.wait_for_another(unit, pid, 120)
                 fetched = b.expect(rf"^FETCH {address} sum=(\w+)", timeout=400)[1]
                 expect(fetched == served, f"{served} was sent, {fetched} arrived")
                 after = lab.check("cat /sys/class/net/vm-b/carrier_changes").strip()
@@ -181,7 +182,8 @@ def says_what_to_do_about_an_interface_that_is_missing_or_in_use(lab):
     with Machine(lab, name="netc", kernel="tiny", stopTimeout="1s", devices=lan("vm-none")) as machine:
         status, _ = lab.run(f"systemctl start {machine.unit}", timeout=150)
         expect(status != 0, "a machine started without its interface")
-        expect("ip tuntap add dev vm-none mode tap" in machine.journal(60), f"the journal does not help:\n{machine.journal(60)}")
+        said = machine.said(machine.device_unit("lan"))
+        expect("ip tuntap add dev vm-none mode tap" in said, f"the journal does not help:\n{said}")
     lab.check("ip tuntap add dev vm-one mode tap && ip link set vm-one up")
     try:
         with Machine(lab, name="netc", kernel="tiny", stopTimeout="1s", devices=lan("vm-one")) as machine:
@@ -189,7 +191,8 @@ def says_what_to_do_about_an_interface_that_is_missing_or_in_use(lab):
             with Machine(lab, name="netd", kernel="tiny", stopTimeout="1s", devices=lan("vm-one")) as second:
                 status, _ = lab.run(f"systemctl start {second.unit}", timeout=150)
                 expect(status != 0, "two machines have one interface")
-                expect("'vm-one' is in use" in second.journal(60), f"the journal does not say so:\n{second.journal(60)}")
+                said = second.said(second.device_unit("lan"))
+                expect("'vm-one' is in use" in said, f"the journal does not say so:\n{said}")
             expect(machine.state()["ActiveState"] == "active", "the first machine suffered")
     finally:
         lab.run("ip link delete vm-one")

@@ -3,10 +3,9 @@
 instructions long, but for one: a plugin that is a PC (tests/plugins/linux.c) boots a stock kernel."""
 
 import re
-import time
 
 from machine import Machine
-from scenario import expect, scenario
+from scenario import expect, journal, scenario, wait_for
 
 BOTH = ("bookworm", "trixie")
 A_PC = "what a plugin is given of KVM is a PC's"
@@ -23,18 +22,18 @@ def machine_of(lab, what, program=PROGRAM, vcpus=1, **options):
     return Machine(lab, name="plugtest", vcpus=vcpus, plugin={"path": program, **arguments, **options})
 
 
+def said(machine):
+    return machine.said(machine.unit, machine.device_unit("plugin"))
+
+
 def ended_with(machine, status, word):
     """Waits for the end of a machine, in which its plugin's unit ends as well."""
     state = machine.wait_until_ended()
     expect(int(state["ExecMainStatus"]) == status, f"vmmd ended with {state['ExecMainStatus']}\n{machine.journal()}")
-    expect(word in machine.journal(), f"nothing says {word!r}:\n{machine.journal()}")
-    deadline = time.monotonic() + 120
-    while True:
-        plugin = machine.state(machine.device_unit("plugin"))
-        if plugin["ActiveState"] in ("inactive", "failed"):
-            return plugin
-        expect(time.monotonic() < deadline, f"the plugin's unit is {plugin['ActiveState']}")
-        time.sleep(0.1)
+    unit = machine.device_unit("plugin")
+    plugin = machine.wait_for_state(unit, lambda state: state["ActiveState"] in ("inactive", "failed"))
+    expect(word in said(machine), f"nothing says {word!r}:\n{machine.journal(60)}")
+    return plugin
 
 
 @scenario(releases=BOTH, host="any", only_x86=A_PC)
@@ -77,7 +76,7 @@ def plugins_that_fail_end_their_machines(lab):
             lab.run(f"systemctl start {machine.unit}", timeout=60)  # it may have ended again by then
             ended_with(machine, 37, word)
             expect(machine.state()["Result"] == "exit-code", machine.state())
-            entries = lab.check(f"journalctl -q -o cat -u {machine.unit} MESSAGE_ID=e4b180a927f84e909b3d598b91ec5059")
+            entries = journal(lab, f"-o cat -u {machine.unit} --since={machine.since} MESSAGE_ID=e4b180a927f84e909b3d598b91ec5059")
             expect(word in entries, f"no message with its id: {entries}")
     with machine_of(lab, "x", program="/usr/lib/no-such-plugin") as machine:
         status, _ = lab.run(f"systemctl start {machine.unit}", timeout=60)
@@ -119,9 +118,9 @@ def plugins_see_what_their_definition_names(lab):
                         supplementaryGroups=["plugtest"]) as machine:
             lab.run(f"systemctl start {machine.unit}", timeout=60)
             ended_with(machine, 37, "The plugin ended before it let the machine start")
-            journal = machine.journal()
+            text = said(machine)
         for line in ("/readable/file: read -", "/writable/file: read write", "/grouped/file: read -", "/dev/kvm: - -", "/etc/passwd: - -", "/run/vmm: - -"):
-            expect(line in journal, f"no {line!r} in {journal}")
+            expect(line in text, f"no {line!r} in {text}")
     finally:
         lab.run(f"groupdel plugtest; rm -rf {WORK}")
 
@@ -144,11 +143,11 @@ assert s.recv(100) == b"back again"'""", timeout=120)
             expect("LOWER_UP" in lab.check("ip link show plugtap"), "the tap has no carrier")
             lab.check(f"systemctl stop {machine.unit}")
             ended_with(machine, 0, "the host is 192.0.2.1 in 255.255.255.252, 02:00:5e:10:00:01")
-            expect("LOWER_UP" not in lab.check("ip link show plugtap"), "somebody has the tap still")
+            wait_for(lab, "nobody has the tap any more", "ip link show plugtap; ! ip link show plugtap | grep -q LOWER_UP", explain=machine.journal)
         with machine_of(lab, "network", interface="plugnone") as machine:
             status, _ = lab.run(f"systemctl start {machine.unit}", timeout=60)
             expect(status != 0, "a machine without its tap has started")
-            expect("There is no network interface 'plugnone'" in machine.journal(), machine.journal())
+            expect("There is no network interface 'plugnone'" in said(machine), machine.journal(60))
     finally:
         lab.run("ip link delete plugtap")
 
@@ -164,9 +163,9 @@ def a_plugin_is_a_pc(lab):
             "readOnlyPaths": [KERNEL, INITRD],
             "readWritePaths": [f"{WORK}/disk"]}) as machine:
         machine.start()
-        console = f"journalctl -q --no-pager -o cat -u '{machine.device_unit('plugin')}' | tr -d '\\r'"
         expect(machine.wait_until_ended(timeout=240)["Result"] == "success", machine.journal())
-        text = lab.check(console)
+        machine.wait_until_devices_ended()
+        text = machine.said(machine.device_unit("plugin")).replace("\r", "")
         expect("INIT-FIRST-LINE" in text, f"no /init:\n{text[-1500:]}")
         expect("virtio=virtio0" in text and f"vda={16 << 11}" in text, f"no disk:\n{text[-1500:]}")
         expect("CHECK SYNCED-BY-GUEST by-the-plugin" in text, f"the disk has forgotten:\n{text[-1500:]}")

@@ -4,11 +4,11 @@
 import contextlib
 import json
 import re
-import time
+import shlex
 
 from balloon import pages_count
 from machine import Machine
-from scenario import Failure, expect, scenario
+from scenario import expect, scenario, wait_for, wait_until
 
 BOTH = ("bookworm", "trixie")
 MIB = 1 << 20
@@ -21,30 +21,15 @@ def policy_unit(machine):
 
 
 def policy_journal(lab):
-    return lab.run("journalctl -q --no-pager -o short-monotonic -n 40 -u 'vmm-balloon-policy@*'", timeout=60)[1]
+    return lab.run("timeout 30 journalctl --sync; journalctl -q --no-pager -o short-monotonic -n 40 -u 'vmm-balloon-policy@*'", timeout=60)[1]
 
 
 def balloon_of(machine):
     return machine.describe()["balloons"][0]
 
 
-def wait_for(what, condition, timeout, lab):
-    """Looks every second or so, until the condition holds; a string it returns is what there is instead."""
-    deadline = time.monotonic() + timeout * lab.patience
-    while True:
-        found = condition()
-        if found is True:
-            return
-        if time.monotonic() > deadline:
-            raise Failure(f"{what}: not within {timeout} s, but {found}\n{policy_journal(lab)}")
-        time.sleep(1)
-
-
-def actual_is(machine, compare):
-    def look():
-        balloon = balloon_of(machine)
-        return compare(balloon["actual"]) or f"{machine.name}: {balloon}"
-    return look
+def wait_for_balloon(machine, what, condition, timeout=180):
+    wait_until(machine.lab, f"{machine.name}: {what}", lambda: balloon_of(machine), condition, timeout, lambda: policy_journal(machine.lab), interval=1)
 
 
 @contextlib.contextmanager
@@ -96,7 +81,7 @@ def guests(lab, *names):
             guest.run("mkdir -p /m && mount -t tmpfs -o size=95% none /m")
             found.append(guest)
         for machine in machines:
-            wait_for("a balloon driver", lambda m=machine: balloon_of(m)["driver"] or "there is none", 60, lab)
+            wait_for_balloon(machine, "a balloon driver", lambda balloon: balloon["driver"])
         yield found
 
 
@@ -120,20 +105,20 @@ def the_policy_moves_memory_from_the_idle_guest_to_the_busy_one(lab):
         before = charged(lab, f"{SLICE}/vmm-idle.slice")
 
         busy.run(fill(220), 600)
-        wait_for("the idle guest gives", actual_is(idle.machine, lambda actual: actual >= 60 * MIB), 120, lab)
+        wait_for_balloon(idle.machine, "the idle guest gives", lambda balloon: balloon["actual"] >= 60 * MIB)
         # What neither needs, its kernel's own reserve, differs by architecture.
         given = [balloon_of(each.machine)["actual"] for each in (idle, busy)]
         expect(given[1] <= given[0] * 3 // 4, f"the busy guest gave as the idle one: {given}")
-        after = charged(lab, f"{SLICE}/vmm-idle.slice")
-        expect(after <= before - 50, f"the idle guest costs the host {after} MiB; it cost {before}")
+        wait_until(lab, f"the idle guest costs the host less than {before} MiB", lambda: charged(lab, f"{SLICE}/vmm-idle.slice"),
+                   lambda now: now <= before - 50)
         first = balloon_of(idle.machine)["actual"]
 
         # The other way round.
         busy.run("rm /m/x")
         idle.run(fill(230), 600)
-        wait_for("the guest that is idle now gives", actual_is(busy.machine, lambda actual: actual >= 60 * MIB), 120, lab)
-        wait_for("the guest that is busy now gets", actual_is(idle.machine, lambda actual: actual < first - 30 * MIB), 120, lab)
-        expect(charged(lab) <= limit + 40, f"the machines have {charged(lab)} MiB, with a limit of {limit}")
+        wait_for_balloon(busy.machine, "the guest that is idle now gives", lambda balloon: balloon["actual"] >= 60 * MIB)
+        wait_for_balloon(idle.machine, "the guest that is busy now gets", lambda balloon: balloon["actual"] < first - 30 * MIB)
+        wait_until(lab, f"the machines keep to their limit of {limit} MiB", lambda: charged(lab), lambda now: now <= limit + 40)
 
         # Nobody minds them any more: all is as it was.
         lab.check(f"systemctl stop {policy_unit(idle.machine)} {policy_unit(busy.machine)}", timeout=60)
@@ -141,7 +126,7 @@ def the_policy_moves_memory_from_the_idle_guest_to_the_busy_one(lab):
             expect(balloon_of(guest.machine)["target"] == 0, f"the target was left: {balloon_of(guest.machine)}\n{policy_journal(lab)}")
         lab.check("systemctl set-property --runtime vmm.slice MemoryHigh=infinity")
         for guest in (idle, busy):
-            wait_for("the memory is back", actual_is(guest.machine, lambda actual: actual == 0), 120, lab)
+            wait_for_balloon(guest.machine, "the memory is back", lambda balloon: balloon["actual"] == 0)
             guest.run("rm -f /m/x")
             expect(guest.available() > 240, f"{guest.machine.name} has {guest.available()} MiB available")
             guest.run(fill(240) + " && rm /m/x", 600)
@@ -149,6 +134,10 @@ def the_policy_moves_memory_from_the_idle_guest_to_the_busy_one(lab):
         expect(not killed.strip(), f"a seccomp policy lacks something: {killed}")
         oom = lab.run(f"grep oom_kill {SLICE}/memory.events")[1].split()
         expect(oom[1:2] == ["0"], f"the host killed somebody for want of memory: {oom}")
+
+
+def is_active(state):
+    return state["ActiveState"] == "active"
 
 
 def tiny(lab, **settings):
@@ -167,25 +156,24 @@ def the_policy_comes_and_goes_with_its_machine(lab):
                   "systemctl daemon-reload")
         try:
             machine.start()
-            wait_for("the policy is there", lambda: machine.state(unit)["ActiveState"] == "active" or machine.state(unit), 60, lab)
-            state = machine.state(unit)
+            state = machine.wait_for_state(unit, is_active)
             expect("balloon has" in state["StatusText"] or "Waiting" in state["StatusText"], f"its status: {state['StatusText']}")
             text = lab.check(f"systemd-analyze security --no-pager '{unit}' | tail -n 1")
             expect(float(re.search(r"([0-9]+\.[0-9]+)", text)[1]) <= 0.1, text.strip())
 
             # The machine begins anew within its process, and the policy stays.
             lab.check(f"vmmctl reset {machine.name}", timeout=60)
+            machine.wait_until("it is reset", lambda seen: seen["resets"] == 1 and seen["state"] == "running")
             expect(machine.state(unit)["MainPID"] == state["MainPID"] != "0", "the policy is another process after a reset")
             # It dies, and has a successor.
             lab.check(f"systemctl kill -s KILL {unit}")
-            wait_for("a successor", lambda: machine.state(unit)["ActiveState"] == "active"
-                     and machine.state(unit)["MainPID"] not in ("0", state["MainPID"]) or machine.state(unit), 60, lab)
+            successor = machine.wait_for_another(unit, state["MainPID"])
 
             lab.check(f"systemctl restart {machine.unit}", timeout=120)
-            wait_for("the policy of the new machine", lambda: machine.state(unit)["ActiveState"] == "active" or machine.state(unit), 60, lab)
+            machine.wait_for_another(unit, successor["MainPID"])
             # vmmd dies: the policy goes, and does not bring it back by connecting.
             lab.check(f"systemctl kill -s KILL --kill-who=main {machine.unit}")
-            wait_for("the policy's end", lambda: machine.state(unit)["ActiveState"] in ("inactive", "failed") or machine.state(unit), 60, lab)
+            machine.wait_for_state(unit, lambda state: state["ActiveState"] in ("inactive", "failed"))
             expect(machine.wait_until_ended()["ActiveState"] == "failed", f"the machine is back\n{machine.journal()}")
             expect(machine.state(unit)["ActiveState"] == "inactive", f"the policy failed: {machine.state(unit)}\n{policy_journal(lab)}")
         finally:
@@ -203,7 +191,16 @@ def the_policy_says_what_is_wrong_with_its_settings(lab):
 
 
 def lines_of(lab, path):
-    return [json.loads(line) for line in lab.run(f"cat {path}")[1].splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in lab.run(f"cat {path}")[1].splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
+
+
+def wait_for_line(lab, path, pattern):
+    wait_for(lab, f"the sidecar prints {pattern}", f"grep -e {shlex.quote(pattern)} {path}",
+             explain=lambda: lab.run(f"cat {path}; systemctl status lab-sidecar")[1])
+
+
+def wait_for_its_end(lab):
+    wait_for(lab, "the sidecar ends", "! systemctl is-active lab-sidecar", explain=lambda: lab.run("systemctl status lab-sidecar")[1])
 
 
 @scenario(releases=BOTH, host="any")
@@ -214,14 +211,15 @@ def a_sidecar_in_python_follows_a_machine(lab):
         lab.check(f"rm -f {log}; systemd-run --quiet --collect --unit=lab-sidecar -p StandardOutput=file:{log} "
                   f"-p DynamicUser=yes -p SupplementaryGroups=vmm-read /usr/bin/python3 "
                   f"/usr/share/doc/vmmd/examples/sidecar-plain.py {machine.name}", timeout=60)
-        wait_for("the present state", lambda: bool(lines_of(lab, log)) or lab.run(f"cat {log}; systemctl status lab-sidecar")[1], 60, lab)
+        wait_for_line(lab, log, '"present"')
         first = lines_of(lab, log)[0]
         expect(first["type"] == "present" and first["present"]["state"] == "running", f"the first reply is {first}")
         lab.check(f"vmmctl suspend {machine.name} && vmmctl resume {machine.name} && vmmctl balloon {machine.name} 16M", timeout=60)
+        wait_for_line(lab, log, '"balloonTarget"')
         lab.check(f"systemctl stop {machine.unit}", timeout=120)
 
         # Its subscription ends in order, and so does it.
-        wait_for("its end", lambda: lab.run("systemctl is-active -q lab-sidecar")[0] != 0 or "it is active still", 60, lab)
+        wait_for_its_end(lab)
         events = lines_of(lab, log)[1:]
         states = [event["state"] for event in events if event["type"] == "machineState"]
         expect(states[:2] == ["paused", "running"] and "stopping" in states, f"the states were {states}")
@@ -239,11 +237,11 @@ def a_sidecar_with_python3_varlink_follows_a_machine(lab):
         machine.start()
         lab.check(f"rm -f {log}; systemd-run --quiet --collect --unit=lab-sidecar -E PYTHONUNBUFFERED=1 -p StandardOutput=file:{log} "
                   f"/usr/bin/python3 /usr/share/doc/vmmd/examples/sidecar.py {machine.name}", timeout=60)
-        wait_for("the present state", lambda: "present: running" in lab.run(f"cat {log}")[1]
-                 or lab.run(f"cat {log}; systemctl status lab-sidecar")[1], 60, lab)
+        wait_for_line(lab, log, "present: running")
         lab.check(f"vmmctl suspend {machine.name} && vmmctl resume {machine.name} && vmmctl balloon {machine.name} 16M", timeout=60)
+        wait_for_line(lab, log, "balloonTarget: ")
         lab.check(f"systemctl stop {machine.unit}", timeout=120)
-        wait_for("its end", lambda: lab.run("systemctl is-active -q lab-sidecar")[0] != 0 or "it is active still", 60, lab)
+        wait_for_its_end(lab)
         text = lab.check(f"cat {log}")
         for line in (f"{machine.name} is running", "now paused", "now running", f"balloonTarget: balloon 0 of {16 * MIB}"):
             expect(line in text, f"it did not print {line!r} but:\n{text}")

@@ -132,6 +132,6 @@ def ports_memory_and_keys_of_a_guest(lab):
             expect(level <= 0.2, f"the exposure of {device} is {text}")
         # No ACPI button is listened for: it is the key that ends this guest.
         lab.check(f"systemctl stop {machine.unit}", timeout=120)
-        journal = machine.journal(60)
-        expect("The guest powered off." in journal, f"it did not power off by itself:\n{journal}")
+        said = machine.said()
+        expect("The guest powered off." in said, f"it did not power off by itself:\n{said}")
     lab.check(f"e2fsck -fn {MEMORY}")

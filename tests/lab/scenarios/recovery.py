@@ -4,7 +4,7 @@
 import re
 
 from machine import Machine
-from scenario import expect, scenario
+from scenario import expect, journal, scenario
 
 BOTH = ("bookworm", "trixie")
 IMAGE = "/var/lib/vmm-lab/recovery.img"
@@ -35,14 +35,13 @@ def a_killed_helper_resumes_its_session_from_the_descriptor_store(lab):
             restarts = show(lab, service, "NRestarts")
             # A death may meet a successor that had only begun to start, which is one more.
             expect(restarts >= 2 * rounds, f"{2 * rounds} deaths were {restarts} restarts\n{machine.journal()}")
-            ends = set(re.findall(r"code=(\w+), status=(\S+)", lab.check(f"journalctl -q --no-pager -o cat -u '{service}' _PID=1 SYSLOG_IDENTIFIER=systemd")))
+            ends = set(re.findall(r"code=(\w+), status=(\S+)", journal(lab, f"-o cat -u '{service}' --since={machine.since} _PID=1 SYSLOG_IDENTIFIER=systemd")))
             expect(ends == {("killed", "9/KILL")}, f"it ended by itself, too: {ends}\n{machine.journal()}")
             # Its front-end has left: what is kept is what was opened for it and the state of the disk's cache, and no guest's memory.
-            lab.check(f"for i in $(seq 600); do [ $(systemctl show -P NFileDescriptorStore '{service}') -le 2 ] && break; sleep 0.1; done; "
-                      f"[ $(systemctl show -P NFileDescriptorStore '{service}') -le 2 ]", timeout=300)
-            journal = lab.check(f"journalctl -q --no-pager -o cat -u '{service}'")
+            machine.wait_for("little is kept of it", f"kept=$(systemctl show -P NFileDescriptorStore '{service}'); echo $kept; [ $kept -le 2 ]")
+            said = machine.said(service)
             # All of it was one session, which the program looks at. Of one that lived for a moment the journal may not know any more whose words they were.
-            expect(journal.count("Going on with the session of the last helper.") >= rounds, f"few went on\n{journal[-4000:]}")
-            expect("connects again" not in journal, f"a session was not gone on with\n{journal[-4000:]}")
+            expect(said.count("Going on with the session of the last helper.") >= rounds, f"few went on\n{said[-4000:]}")
+            expect("connects again" not in said, f"a session was not gone on with\n{said[-4000:]}")
         finally:
             lab.run(f"systemctl stop '{service}' '{socket}'; rm -rf '{drop_in}'; systemctl daemon-reload", timeout=180)

@@ -8,7 +8,7 @@ import shlex
 from debian import LOGIN, command, login
 from lablib import LabError
 from machine import Machine
-from scenario import Failure, expect, scenario
+from scenario import PATIENCE, Failure, expect, scenario, wait_for, wait_until
 
 READY = r'"type":"guestReady"\|"guestReady":true'
 DISK = "/srv/lab/vmmctl-data.img"
@@ -54,7 +54,7 @@ systemd-run -q --unit={unit} -p RemainAfterExit=yes -p StandardOutput=file:{self
     def events(self):
         return [json.loads(line) for line in self.lab.check(f"cat {self.path}").splitlines()]
 
-    def wait_for(self, pattern, timeout=60):
+    def wait_for(self, pattern, timeout=PATIENCE):
         """Until an event matches."""
         timeout *= self.lab.patience
         script = f"timeout {timeout} sh -c {shlex.quote(f'tail -n +1 -F {self.path} 2>/dev/null | grep -qm1 -e {shlex.quote(pattern)}')}"
@@ -62,10 +62,9 @@ systemd-run -q --unit={unit} -p RemainAfterExit=yes -p StandardOutput=file:{self
         if status != 0:
             raise LabError(f"no event matched {pattern!r} within {timeout} s: {self.lab.run(f'cat {self.path}')[1]}")
 
-    def finish(self, timeout=60):
+    def finish(self):
         """Waits until it has ended; returns its events, and how it ended."""
-        self.lab.run(f"timeout {timeout} sh -c 'until [ \"$(systemctl show {self.unit} -P SubState)\" != running ]; do sleep 0.3; done'",
-                     timeout * 2)
+        wait_for(self.lab, "the follower ends", f"[ \"$(systemctl show {self.unit} -P SubState)\" != running ]")
         events = self.events()
         ended = self.lab.check(f"systemctl show {self.unit} -P SubState -P ExecMainStatus; systemctl stop {self.unit}").split()
         ended.sort(reverse=True)  # systemctl has an order of its own
@@ -91,9 +90,11 @@ def commands_at_a_machine_without_a_guest(lab):
 
         listed = [each for each in as_json(lab, "list") if each["name"] == "demo"]
         expect(listed and listed[0]["state"] == "running" and listed[0]["devices"] == 3, f"list: {listed}")
-        status = as_json(lab, "status demo")[0]
+        # A device answers, and tells of itself on another connection.
+        status = wait_until(lab, "the devices have told of themselves", lambda: as_json(lab, "status demo")[0],
+                            lambda status: all(device.get("pid", 0) > 1 for device in status["devices"]))
+        expect(len(status["devices"]) == 3, f"status: {status}")
         expect(status["balloons"][0]["device"] == "balloon" and not status["guestReady"], f"status: {status}")
-        expect(all(device.get("pid", 0) > 1 for device in status["devices"]), f"devices without a process: {status['devices']}")
         text = vmmctl(lab, "status demo")
         expect("Balloon: balloon: 0 B of 0 B, the guest has no driver" in text and "guest not ready yet" in text, f"status: {text}")
         text = vmmctl(lab, "events demo")
@@ -128,8 +129,9 @@ def commands_at_a_machine_without_a_guest(lab):
                   "vmmctl balloon demo 2M --wait")
         follower.wait_for('"target":2097152')
         vmmctl(lab, "balloon demo 3M")
-        said = lab.check("timeout 120 sh -c 'until [ -s /run/vmmctl-waiter ]; do sleep 0.2; done'; cat /run/vmmctl-waiter; systemctl stop vmmctl-waiter; "
-                         "systemctl reset-failed vmmctl-waiter 2>/dev/null; true", 240)
+        wait_for(lab, "the one who waited has ended", '[ "$(systemctl show vmmctl-waiter -P SubState)" != running ]')
+        said = lab.check("cat /run/vmmctl-waiter")
+        lab.run("systemctl stop vmmctl-waiter; systemctl reset-failed vmmctl-waiter")
         expect("another target, 3 MiB, was set" in said or "the guest has no balloon driver" in said, f"the one who waited was told: {said}")
 
         expect("has 32 MiB now" in vmmctl(lab, "resize demo data 32M"), "resize")
@@ -301,6 +303,7 @@ def commands_that_a_guest_answers(lab):
     try:
         vmmctl(lab, "start demo", timeout=120)
         follower = Follower(lab, "demo", "--statistics=5s")
+        follower.wait_for('"type":"present"')
         with lab.terminal("vmmctl console demo") as terminal:
             work_a_guest(lab, terminal, follower)
         # A reader that has seen enough ends it: so a script waits for a guest.

@@ -12,7 +12,7 @@ import time
 import lablib
 from lablib import LabError
 from machine import Machine
-from scenario import Failure, expect, report, scenario
+from scenario import Failure, expect, report, scenario, wait_for
 
 GUEST = "/srv/lab/guest13"
 DEVICE = "sock"
@@ -90,8 +90,8 @@ def install_pipe(guest):
 def transfer(guest, lab, megabytes, timeout):
     """Both ways, with equal sums; returns how long each took, in seconds."""
     lab.write_file("/run/vsock-host.py", HOST)
-    lab.check(f"systemd-run -q --unit=vsock-host -p StandardOutput=file:/run/vsock-host.log python3 /run/vsock-host.py {guest.socket} {megabytes}; "
-              "for i in $(seq 600); do grep -q sum= /run/vsock-host.log && break; sleep 0.2; done", timeout=180)
+    lab.check(f"systemd-run -q --unit=vsock-host -p StandardOutput=file:/run/vsock-host.log python3 /run/vsock-host.py {guest.socket} {megabytes}")
+    wait_for(lab, "the host's program serves", "grep -E 'sum=[0-9a-f]{32}$' /run/vsock-host.log", 180)
     expected = re.search(r"sum=(\w+)", lab.check("cat /run/vsock-host.log"))[1]
     start = time.monotonic()
     got = guest.ssh("/root/vsock-pipe connect 1001 </dev/null | md5sum | cut -d' ' -f1", timeout=timeout)
@@ -143,12 +143,13 @@ def exchange_messages(guest, lab):
     """Those that a stock kernel makes of SOCK_SEQPACKET, both ways."""
     lab.write_file("/run/vsock-messages.py", MESSAGES)
     lab.check(f"mkfifo /run/vsock-go; {{ python3 /run/vsock-messages.py {guest.socket} <>/run/vsock-go >/run/vsock-messages 2>&1; "
-              "echo ended=$? >>/run/vsock-messages; } & "
-              "for i in $(seq 600); do grep -q listening /run/vsock-messages && exit 0; sleep 0.1; done; exit 1", timeout=120)
+              "echo ended=$? >>/run/vsock-messages; } &")
+    wait_for(lab, "the host's program listens", "cat /run/vsock-messages; grep -q listening /run/vsock-messages")
     sizes = guest.ssh("/root/vsock-pipe ask 1003").split()
     expect(sizes == ["1", "100", "4052", "4053", "65536", "65537", "200000", "3"], f"the guest got messages of {sizes} bytes")
     guest.ssh("(/root/vsock-pipe echo 1004 2>/run/echo >/dev/null &) && for i in $(seq 100); do grep -q listening /run/echo && exit 0; sleep 0.1; done; exit 1")
-    lab.check("echo >/run/vsock-go; for i in $(seq 600); do grep -q ended= /run/vsock-messages && break; sleep 0.1; done", timeout=120)
+    lab.check("echo >/run/vsock-go")
+    wait_for(lab, "the host's program ends", "cat /run/vsock-messages; grep -q ended= /run/vsock-messages")
     output = lab.check("cat /run/vsock-messages")
     expect("done" in output and "ended=0" in output, f"the host's messages: {output}")
 
@@ -167,9 +168,9 @@ def survive_the_helper(guest, lab):
     """The guest's connections end with their helper, and new ones come."""
     session = guest.ssh_command("echo in; cat >/dev/null; echo gone >/run/gone")
     lab.check(f"mkfifo /run/vsock-input; {{ {session} <>/run/vsock-input; echo ended=$?; }} >/run/vsock-session 2>&1 &")
-    lab.check("for i in $(seq 600); do grep -q ^in /run/vsock-session && exit 0; sleep 0.2; done; exit 1", timeout=180)
+    wait_for(lab, "the session is there", "cat /run/vsock-session; grep -q ^in /run/vsock-session", 180)
     lab.check(f"systemctl kill -s KILL {guest.device_unit(DEVICE)}")
-    lab.check("for i in $(seq 300); do grep -q ended= /run/vsock-session && exit 0; sleep 0.2; done; exit 1", timeout=120)
+    wait_for(lab, "the session ends", "cat /run/vsock-session; grep -q ended= /run/vsock-session")
     guest.ssh("for i in $(seq 100); do [ -e /run/gone ] && exit 0; sleep 0.2; done; exit 1")
     expect(guest.describe()["guestReady"], "the guest is not ready any more")
 
