@@ -103,8 +103,8 @@ def next_restoration(lab, name, before):
     """What the journal tells of it, which it does when all memory is there; `before` are those of which it told before."""
     told = wait_until(lab, "the journal tells of the restoration", lambda: restorations(lab, name), lambda told: len(told) > len(before), 240, interval=1)
     ran, took_part, n_devices, devices, there, read, waited = told[-1]
-    # All but a balloon.
-    expect(0 < took_part >= n_devices - 1 and devices < there, f"{took_part} of {n_devices} devices ran after {devices} ms, all memory was there after {there} ms")
+    # All but a balloon, of those that have a driver.
+    expect(took_part >= n_devices - 1, f"only {took_part} of {n_devices} devices did not wait for the last page")
     return [ran, devices, there, read, waited]
 
 
@@ -137,7 +137,7 @@ def units_take_and_restore_snapshots(lab):
             expect(lab.check(f"systemctl show -P ActiveState {machine.unit}").strip() == "inactive", "it was not stopped")
             lab.check("vmmctl --directory=/run/snapshots snapshot restore kept snap", timeout=120)
             expect(lab.check(f"systemctl show -P ActiveState {machine.unit}").strip() == "active", "it was not restored")
-            ran, there, _, _ = next_restoration(lab, "snap", told)
+            ran, _, there, _, _ = next_restoration(lab, "snap", told)
             report(f"# {kind}: it ran after {ran} ms, all memory was there after {there} ms")
         # Once it is booted again nothing of the snapshot is left, and one whose disk was written to does not fit.
         lab.check("vmmctl stop --force snap; touch /run/snapshot-disk.img", timeout=120)
@@ -181,6 +181,7 @@ def a_guest_at_work_goes_on_from_a_snapshot(lab):
         define(lab, "demo", DISK)
         before = begin(lab, "demo")
         after, (ran, devices, there, _, waited) = stop_and_restore(lab, "demo", before)
+        expect(devices < there, f"its devices ran after {devices} ms, and all memory was there after {there} ms")
         report(f"# snapshot: {size(lab)} MiB on the disk; the guest ran {ran} ms after the start, its devices {devices} ms, all memory was there after {there} ms, "
                f"{waited} pages were waited for; it had counted to {before[0]}, and went on to {after[0]}")
         # Its disk has been written to since: the snapshot does not fit it any more, and nothing is started.
