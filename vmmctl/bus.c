@@ -363,6 +363,36 @@ int jobs_begin(sd_bus *bus, const char *method, char *const *units, size_t n, Jo
         return r < 0 ? r : 0;
 }
 
+static int add_job(Jobs *jobs, const char *unit, const char *path) {
+        Job *grown = reallocarray(jobs->jobs, jobs->n + 1, sizeof(Job));
+
+        if (!grown)
+                return -ENOMEM;
+        jobs->jobs = grown;
+        grown[jobs->n] = (Job) { .unit = strdup(unit), .path = strdup(path) };
+        jobs->n++;
+        return grown[jobs->n - 1].unit && grown[jobs->n - 1].path ? 0 : -ENOMEM;
+}
+
+int jobs_add_stops(Jobs *jobs, const char *pattern) {
+        _cleanup_error_ sd_bus_error error = SD_BUS_ERROR_NULL;
+        _cleanup_message_ sd_bus_message *m = NULL;
+        const char *unit, *type, *path;
+        int r;
+
+        r = sd_bus_call_method(jobs->bus, MANAGER, MANAGER_PATH, MANAGER_INTERFACE, "ListUnitsByPatterns", &error, &m, "asas", 0, 1, pattern);
+        if (r >= 0)
+                r = sd_bus_message_enter_container(m, 'a', "(ssssssouso)");
+        while (r >= 0) {
+                r = sd_bus_message_read(m, "(ssssssouso)", &unit, NULL, NULL, NULL, NULL, NULL, NULL, NULL, &type, &path);
+                if (r <= 0)
+                        break;
+                if (streq(type, "stop"))
+                        r = add_job(jobs, unit, path);
+        }
+        return r;
+}
+
 static bool jobs_pending(const Jobs *jobs) {
         for (size_t i = 0; i < jobs->n; i++)
                 if (jobs->jobs[i].path && !jobs->jobs[i].result)

@@ -48,6 +48,8 @@ typedef struct Jobs {
 } Jobs;
 /* Queues one job a unit: "StartUnit" or "StopUnit". Takes the bus reference over. Check each job's problem. */
 int jobs_begin(sd_bus *bus, const char *method, char *const *units, size_t n, Jobs *ret);
+/* Adds those that stop a unit whose name matches, whoever queued them: what one job takes along has jobs of its own, which end later. */
+int jobs_add_stops(Jobs *jobs, const char *pattern);
 /* Waits until all are done; -ETIMEDOUT where `until` (CLOCK_MONOTONIC; UINT64_MAX is for ever) came first. */
 int jobs_wait(Jobs *jobs, uint64_t until);
 void jobs_done(Jobs *jobs);

@@ -193,26 +193,36 @@ static char *device_problems(sd_bus *bus, const char *name) {
         return TAKE_PTR(text);
 }
 
+/* What the units of a machine's devices are called. */
+static char *devices_pattern(const char *name) {
+        _cleanup_free_ char *escaped = unit_name_escape(name);
+        char *pattern;
+
+        if (!escaped)
+                return NULL;
+        /* A backslash would stand for what follows it. */
+        for (char *c = escaped; *c; c++)
+                if (*c == '\\')
+                        *c = '?';
+        return asprintf(&pattern, "vmm-device@%s-*", escaped) < 0 ? NULL : pattern;
+}
+
 /* Puts together why a unit is not running: the job's result, the unit's, what the service said last, and where to read on. */
 static char *explain(sd_bus *bus, const char *name, const Job *job) {
         _cleanup_(unit_state_done) UnitState s = {};
-        _cleanup_free_ char *problem = NULL, *devices = NULL, *escaped = unit_name_escape(name);
+        _cleanup_free_ char *problem = NULL, *devices = NULL, *pattern = devices_pattern(name);
         const char *why;
         char *text;
         int r;
 
-        if (!escaped)
+        if (!pattern)
                 return NULL;
-        /* For a pattern, where a backslash would stand for what follows it. */
-        for (char *c = escaped; *c; c++)
-                if (*c == '\\')
-                        *c = '?';
         if (unit_state_get(bus, job->unit, &s) >= 0)
                 problem = unit_state_problem(&s);
         devices = device_problems(bus, name);
         why = streq_ptr(job->result, "dependency") ? "something it needs failed" : "its unit failed";
-        r = asprintf(&text, "%s%s%s%s\n  See journalctl -b -e -u '%s' -u 'vmm-device@%s-*'", problem ?: why,
-                s.status_text && *s.status_text ? ": " : "", s.status_text ?: "", devices ?: "", job->unit, escaped);
+        r = asprintf(&text, "%s%s%s%s\n  See journalctl -b -e -u '%s' -u '%s'", problem ?: why,
+                s.status_text && *s.status_text ? ": " : "", s.status_text ?: "", devices ?: "", job->unit, pattern);
         return r < 0 ? NULL : text;
 }
 
@@ -320,6 +330,18 @@ static int check_known(Work *w, char *name) {
         return work_add(w, name);
 }
 
+/* Devices end after their machine; until then they may hold what whoever stops it wants, an image above all. */
+static int wait_for_devices(Work *w) {
+        int r = 0;
+
+        for (size_t i = 0; i < w->n && r >= 0; i++) {
+                _cleanup_free_ char *pattern = devices_pattern(w->names[i]);
+
+                r = pattern ? jobs_add_stops(&w->jobs, pattern) : -ENOMEM;
+        }
+        return r < 0 ? r : jobs_wait(&w->jobs, UINT64_MAX);
+}
+
 static int stop_machines(Work *w) {
         const Options *o = w->options;
         uint64_t until = o->timeout_usec == UINT64_MAX ? UINT64_MAX : now_usec() + o->timeout_usec;
@@ -335,6 +357,8 @@ static int stop_machines(Work *w) {
                         r = jobs_wait(&w->jobs, UINT64_MAX);
                 }
         }
+        if (r >= 0)
+                r = wait_for_devices(w);
         if (r < 0) {
                 complain("Cannot stop: %s", strerror(-r));
                 return r;

@@ -9,6 +9,7 @@ from debian import LOGIN, command, login
 from lablib import LabError
 from machine import Machine
 from scenario import PATIENCE, Failure, expect, scenario, wait_for, wait_until
+from survival import drop_in
 
 READY = r'"type":"guestReady"\|"guestReady":true'
 DISK = "/srv/lab/vmmctl-data.img"
@@ -174,6 +175,18 @@ def commands_at_a_machine_without_a_guest(lab):
         expect("paused" in states and "resetting" in states, f"states: {states}")
         numbers = [event["sequence"] for event in events]
         expect(numbers == sorted(set(numbers)), f"sequence: {numbers}")
+
+
+@scenario(releases=("bookworm", "trixie"), host="any")
+def stop_waits_until_nobody_holds_the_disks_any_more(lab):
+    lab.check(f"truncate -s 16M {DISK}")
+    with Machine(lab, name="demo", kernel="tiny", devices={"data": {"type": "block", "path": DISK}, "rng": {"type": "rng"}}, stopTimeout="1s") as machine, \
+            drop_in(lab, "[Service]\nExecStop=+/bin/sleep 3\n", "vmm-device@demo-data.service"):
+        # In three ways: in its own time, at once, and as the second of two who do so.
+        for command in ("vmmctl stop demo", "vmmctl stop --force demo", "systemctl stop vmm@demo 2>/dev/null && vmmctl stop demo"):
+            machine.start()
+            output = lab.check(f"{command}; systemctl show -P ActiveState {' '.join(map(shlex.quote, machine.units()))}", timeout=120)
+            expect(output.split() == ["inactive"] * len(machine.units()), f"after {command}: {output}")
 
 
 def answer(terminal, text, then):
