@@ -35,6 +35,7 @@
 #include "disk-load.h"
 #include "front-end.h"
 #include "manager.h"
+#include "vsock-notify-port.h"
 
 /* How often a helper is killed under load. */
 #define KILLS 40
@@ -1069,8 +1070,8 @@ static void persistent_memory_is_flushed_once_for_each_request(void **state) {
 /* Sockets: the connections died with the helper, and the guest is told so */
 
 static void a_vsock_guest_is_told_that_its_connections_are_gone(void **state) {
-        struct virtio_vsock_hdr unknown = { .src_cid = 5, .dst_cid = 2, .src_port = 1000, .dst_port = 1, .type = VIRTIO_VSOCK_TYPE_STREAM,
-                                            .op = VIRTIO_VSOCK_OP_RST };
+        struct virtio_vsock_hdr response, request = { .src_cid = 5, .dst_cid = 2, .dst_port = VSOCK_NOTIFY_PORT, .type = VIRTIO_VSOCK_TYPE_STREAM,
+                                                      .op = VIRTIO_VSOCK_OP_REQUEST, .buf_alloc = KIB(4) };
         struct vring_used_elem e;
         uint32_t event;
         FrontEnd f;
@@ -1084,12 +1085,20 @@ static void a_vsock_guest_is_told_that_its_connections_are_gone(void **state) {
                 fe_desc(&f, 2, 0, FE_ADDRESS(FE_BUFFERS + KIB(4)), sizeof(event), VRING_DESC_F_WRITE, 0);
                 fe_offer(&f, 2, 0);
                 fe_kick(&f, 2);
-                /* It takes what the guest sends. */
-                memcpy(f.ram + FE_BUFFERS, &unknown, sizeof(unknown));
-                fe_desc(&f, 1, 0, FE_ADDRESS(FE_BUFFERS), sizeof(unknown), 0, 0);
+                /* There is somebody whom it concerns: nobody is connected before that room was seen. */
+                fe_desc(&f, 0, 0, FE_ADDRESS(FE_BUFFERS + KIB(8)), KIB(4), VRING_DESC_F_WRITE, 0);
+                fe_offer(&f, 0, 0);
+                fe_kick(&f, 0);
+                request.src_port = 1000 + i;
+                memcpy(f.ram + FE_BUFFERS, &request, sizeof(request));
+                fe_desc(&f, 1, 0, FE_ADDRESS(FE_BUFFERS), sizeof(request), 0, 0);
                 fe_offer(&f, 1, 0);
                 fe_kick(&f, 1);
                 (void) fe_wait(&f, 1);
+                (void) fe_wait(&f, 0);
+                memcpy(&response, f.ram + FE_BUFFERS + KIB(8), sizeof(response));
+                assert_int_equal(response.op, VIRTIO_VSOCK_OP_RESPONSE);
+                assert_int_equal(response.dst_port, request.src_port);
 
                 manager_restart(&m);
                 e = fe_wait(&f, 2);
