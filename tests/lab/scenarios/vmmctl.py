@@ -281,6 +281,8 @@ def work_a_guest(lab, terminal, follower):
     until(terminal, "lsblk -b | grep 25165824")
     if lab.arch == "x86_64":
         vmmctl(lab, "nmi demo 0")
+        # The kernel says so on its console, in the middle of whatever is being typed there.
+        terminal.expect(r"trying to\s+continue", PATIENCE)
         until(terminal, "dmesg | grep NMI.received")
         # It shall be heard, not followed.
         command(terminal, "d=/run/systemd/logind.conf.d; mkdir -p $d")
