@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "bus.h"
+#include "definition.h"
 
 #define MANAGER "org.freedesktop.systemd1"
 #define MANAGER_PATH "/org/freedesktop/systemd1"
@@ -246,19 +247,6 @@ char *unit_state_problem(const UnitState *s) {
 
 /* ---- lists ---- */
 
-static int append_string(char ***strings, size_t *n, const char *s) {
-        char **grown = reallocarray(*strings, *n + 2, sizeof(*grown));
-
-        if (!grown)
-                return -ENOMEM;
-        *strings = grown;
-        grown[*n] = strdup(s);
-        if (!grown[*n])
-                return -ENOMEM;
-        grown[++*n] = NULL;
-        return 0;
-}
-
 int units_list(sd_bus *bus, const char *pattern, const char *active_state, char ***ret) {
         _cleanup_error_ sd_bus_error error = SD_BUS_ERROR_NULL;
         _cleanup_message_ sd_bus_message *m = NULL;
@@ -280,7 +268,7 @@ int units_list(sd_bus *bus, const char *pattern, const char *active_state, char 
                 r = sd_bus_message_read(m, "(ssssssouso)", &name, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
                 if (r <= 0)
                         break;
-                r = append_string(&names, &n, name);
+                r = string_array_add(&names, &n, strdup(name));
         }
         if (r < 0)
                 return r;
